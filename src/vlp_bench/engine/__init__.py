@@ -1,0 +1,1 @@
+"""The room that knows Hydra, Lightning, files and loggers."""

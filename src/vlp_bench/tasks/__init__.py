@@ -1,0 +1,1 @@
+"""Downstream tasks: they see encoders, never a method."""
