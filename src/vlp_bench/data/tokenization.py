@@ -1,0 +1,116 @@
+"""Text to word pieces, with the word and the sentence that each piece belongs to. No torch here."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from tokenizers import BertWordPieceTokenizer
+
+from vlp_bench.errors import UserError
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Word pieces of many texts laid end to end, without special tokens.
+
+    `offsets` (N + 1,) int64 says where each text begins; `ids`, `word`, `sentence` are int32; `word` and `sentence`
+    count from 0 within a text.
+    """
+
+    ids: np.ndarray
+    word: np.ndarray
+    sentence: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+
+class Tokenizer:
+    """WordPiece over a BERT vocabulary.
+
+    Args:
+        vocab: the word pieces, in the order of their ids.
+        lowercase: lower the case and strip accents first, as uncased BERT does.
+
+    Raises:
+        UserError: a special token is missing from the vocabulary.
+    """
+
+    def __init__(self, vocab: Sequence[str], lowercase: bool) -> None:
+        self.vocab, self.lowercase = list(vocab), lowercase
+        index = {piece: i for i, piece in enumerate(self.vocab)}
+        if missing := [s for s in SPECIAL if s not in index]:
+            raise UserError(f"The vocabulary lacks {', '.join(missing)}: a BERT vocab.txt has them.")
+        self.pad, self.unk, self.cls, self.sep, self.mask = (index[s] for s in SPECIAL)
+        self._tokenizer = BertWordPieceTokenizer(index, lowercase=lowercase)
+
+    @classmethod
+    def load(cls, vocab: str, name: str = "", lowercase: bool = True) -> "Tokenizer":
+        """Read a vocabulary: `synthetic` (the one that ships), `pretrained` (of hub model `name`), or a path.
+
+        Raises:
+            UserError: the file is missing or the hub cannot be reached.
+        """
+        if vocab == "synthetic":
+            text = (files("vlp_bench.data") / "assets" / "vocab.txt").read_text("utf-8")
+            return cls(text.splitlines(), lowercase)
+        path = Path(_hub_vocabulary(name)) if vocab == "pretrained" else Path(vocab)
+        if not path.is_file():
+            raise UserError(f"text.vocab={vocab}: no such file. Give the vocab.txt of a BERT model, or synthetic.")
+        return cls(path.read_text("utf-8").splitlines(), lowercase)
+
+    def __len__(self) -> int:
+        return len(self.vocab)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the vocabulary or its case."""
+        text = "\n".join([str(self.lowercase), *self.vocab])
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def encode(self, texts: Sequence[Sequence[str]]) -> Pieces:
+        """Tokenise texts given as lists of sentences.
+
+        Args:
+            texts: N texts, each a list of sentences in order.
+
+        Returns:
+            the pieces of all N, without special tokens.
+        """
+        owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
+        number = np.concatenate([np.arange(len(t)) for t in texts] or [np.zeros(0, int)])
+        encoded = self._tokenizer.encode_batch([s for t in texts for s in t], add_special_tokens=False)
+        lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
+        ids = np.fromiter((i for e in encoded for i in e.ids), np.int32, lengths.sum())
+        text_of = np.repeat(owner, lengths)
+        offsets = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum(np.bincount(text_of, minlength=len(texts)), out=offsets[1:])
+        first = np.ones(len(ids), bool)
+        inside = [
+            w is not None and w == p for e in encoded for p, w in zip([None, *e.word_ids], e.word_ids, strict=False)
+        ]
+        first[np.fromiter(inside, bool, len(ids))] = False
+        words = np.cumsum(first) - 1
+        starts = words[np.minimum(offsets[:-1], max(len(ids) - 1, 0))] if len(ids) else np.zeros(len(texts), int)
+        word = (words - np.repeat(starts, np.diff(offsets))).astype(np.int32)
+        return Pieces(ids, word, np.repeat(number, lengths).astype(np.int32), offsets)
+
+
+def _hub_vocabulary(name: str) -> str:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(name, "vocab.txt")
+    except Exception as error:
+        raise UserError(
+            f"The vocabulary of {name} is not in the local cache and the model hub cannot be reached "
+            f"({type(error).__name__}). Download its vocab.txt elsewhere and give text.vocab=PATH, or use text=tiny."
+        ) from error

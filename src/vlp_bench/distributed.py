@@ -1,0 +1,44 @@
+"""Talk between processes; on one process each function is the identity."""
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows, with the gradient summed over what every rank did with ours."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(x: Float[Tensor, "B ..."]) -> Float[Tensor, "world*B ..."]:
+    """Rows of all ranks in rank order, with gradient; every rank must hold as many rows.
+
+    A loss over the gathered batch that averages over the local rows gives, after DDP's mean over ranks, the gradient
+    of one process with the joined batch.
+    """
+    return _Gather.apply(x) if rank_and_world()[1] > 1 else x
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum over all ranks, without gradient."""
+    if rank_and_world()[1] > 1:
+        x = x.clone()
+        dist.all_reduce(x)
+    return x

@@ -1,0 +1,67 @@
+"""How images and texts compare, for retrieval, zero-shot and pictures."""
+
+from abc import ABC, abstractmethod
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlp_bench.encoders.projection import ProjectionHead
+from vlp_bench.types import ImageFeatures, TextFeatures
+
+
+class Aligner(nn.Module, ABC):
+    """Scores images against texts."""
+
+    @abstractmethod
+    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
+        """Score of every image with every text; larger is more alike."""
+
+    def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
+        """Score of every patch of image b with text b, where the method aligns patches; else None."""
+        return None
+
+
+class DualEncoderAligner(Aligner):
+    """Cosine similarity of projected image and text features.
+
+    Args:
+        image: arguments of the image's projection head (inputs, hidden, outputs).
+        text: the same for the text.
+        patch: the same for the patches, where the method aligns them.
+        word: the same for the words.
+    """
+
+    def __init__(
+        self,
+        image: dict[str, int],
+        text: dict[str, int],
+        patch: dict[str, int] | None = None,
+        word: dict[str, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.arguments = {"image": image, "text": text, "patch": patch, "word": word}
+        self.image, self.text = ProjectionHead(**image), ProjectionHead(**text)
+        self.patch = ProjectionHead(**patch) if patch else None
+        self.word = ProjectionHead(**word) if word else None
+
+    def embed_images(self, images: ImageFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors of N images."""
+        return F.normalize(self.image(images.pooled), dim=-1)
+
+    def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors of N texts."""
+        return F.normalize(self.text(texts.pooled), dim=-1)
+
+    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
+        """Cosine similarity."""
+        return self.embed_images(images) @ self.embed_texts(texts).T
+
+    def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
+        """Mean cosine similarity of a patch with the tokens of its own text."""
+        if self.patch is None or self.word is None:
+            return None
+        patches = F.normalize(self.patch(images.tokens), dim=-1)
+        inner = texts.index.word >= 0
+        words = F.normalize(self.word(texts.tokens, inner), dim=-1).sum(1) / inner.sum(1, keepdim=True).clamp(min=1)
+        return (patches @ words[..., None]).squeeze(-1)

@@ -1,0 +1,131 @@
+"""What every pre-training method is: encoders in, named loss terms out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from vlp_bench.encoders.aligner import Aligner
+from vlp_bench.encoders.text import TextBackbone
+from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.errors import UserError
+from vlp_bench.optim import multiplier, parameter_groups
+from vlp_bench.types import StudyBatch
+
+
+class VLPMethod(LightningModule, ABC):
+    """Base of all methods. A method writes `losses`, and `aligner` if images and texts can be compared.
+
+    Args:
+        vision: the image encoder.
+        text: the text encoder, or None for a method of images alone.
+        optimizer: makes an optimiser of parameter groups; None where the method is not trained.
+        warmup: share of all steps over which the learning rate rises.
+        final_lr: where it ends, as a share of its peak.
+        weight_decay: of matrices (of everything with `decay_all`).
+        loss_weights: factor of each term that `losses` returns; the names must agree.
+        variant: `paper`, or `official` for a method that says in `official` which class does what the authors' code
+            does.
+    """
+
+    #: "module:Class" that replaces this class when variant=official
+    official: ClassVar[str | None] = None
+    #: set by the engine: what a checkpoint must know to be rebuilt
+    record: Mapping[str, Any] | None = None
+
+    def __new__(cls, *_: Any, variant: str = "paper", **__: Any) -> "VLPMethod":
+        """The class for the variant."""
+        if variant not in ("paper", "official"):
+            raise UserError(f"method.variant={variant}: expected paper or official.")
+        if variant == "official" and cls.official is None:
+            raise UserError(f"method.variant=official: {cls.__name__} has only the paper's variant.")
+        if variant == "official" and "official" in cls.__dict__:
+            module, name = str(cls.official).split(":")
+            cls = getattr(import_module(module), name)
+        return super().__new__(cls)
+
+    def __init__(
+        self,
+        vision: VisionBackbone,
+        text: TextBackbone | None,
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
+        *,
+        loss_weights: Mapping[str, float],
+        warmup: float = 0.1,
+        final_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        decay_all: bool = False,
+        variant: str = "paper",
+    ) -> None:
+        super().__init__()
+        self.vision, self.text = vision, text
+        self.optimizer, self.warmup, self.final_lr = optimizer, warmup, final_lr
+        self.weight_decay, self.decay_all = weight_decay, decay_all
+        self.loss_weights = dict(loss_weights)
+        self.variant = variant
+
+    @abstractmethod
+    def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
+        """Unweighted scalar terms of one batch."""
+
+    def weights(self, progress: float) -> Mapping[str, float]:
+        """Factor of each term when `progress` (0 to 1) of the steps are done; constant unless overridden."""
+        return self.loss_weights
+
+    def aligner(self) -> Aligner | None:
+        """How images and texts compare after pre-training; None when they do not."""
+        return None
+
+    def parts(self) -> dict[str, nn.Module]:
+        """What a bundle keeps, by name."""
+        named = {"vision": self.vision, "text": self.text, "aligner": self.aligner()}
+        return {name: part for name, part in named.items() if part is not None}
+
+    def training_step(self, batch: StudyBatch, batch_idx: int) -> Tensor:
+        """Weighted sum of the terms."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: StudyBatch, batch_idx: int) -> Tensor:
+        """The same on validation studies."""
+        return self._step(batch, "val")
+
+    def _step(self, batch: StudyBatch, stage: str) -> Tensor:
+        terms = self.losses(batch)
+        weights = self.weights(self.progress)
+        if terms.keys() != weights.keys():
+            raise UserError(
+                f"{type(self).__name__} returns the loss terms {sorted(terms)} but method.loss_weights names "
+                f"{sorted(weights)}; they must agree."
+            )
+        total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+        logged = {f"{stage}/loss": total.detach(), **{f"{stage}/loss/{k}": v.detach() for k, v in terms.items()}}
+        self.log_dict(
+            logged, batch_size=len(batch), sync_dist=stage == "val", on_step=stage == "train", on_epoch=stage == "val"
+        )
+        return total
+
+    @property
+    def progress(self) -> float:
+        """Share of the optimiser steps that are done."""
+        total = self._trainer.estimated_stepping_batches if self._trainer else 0
+        return min(self.global_step / total, 1.0) if total else 0.0
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """The optimiser over decayed and undecayed parameters, with warm-up and cosine by step."""
+        if self.optimizer is None:
+            raise UserError("This method was built without an optimizer and cannot be trained.")
+        optimizer = self.optimizer(parameter_groups([self], self.weight_decay, self.decay_all))
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: multiplier(min(step, total - 1), total, round(self.warmup * total), self.final_lr)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the plain record that says how to rebuild this method."""
+        if self.record is not None:
+            checkpoint["vlp_bench"] = dict(self.record)
