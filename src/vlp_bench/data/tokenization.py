@@ -94,9 +94,7 @@ class Tokenizer:
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum(np.bincount(text_of, minlength=len(texts)), out=offsets[1:])
         first = np.ones(len(ids), bool)
-        inside = [
-            w is not None and w == p for e in encoded for p, w in zip([None, *e.word_ids], e.word_ids, strict=False)
-        ]
+        inside = (w is not None and w == p for e in encoded for p, w in pairwise([None, *e.word_ids]))
         first[np.fromiter(inside, bool, len(ids))] = False
         words = np.cumsum(first) - 1
         starts = words[np.minimum(offsets[:-1], max(len(ids) - 1, 0))] if len(ids) else np.zeros(len(texts), int)
