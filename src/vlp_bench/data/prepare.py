@@ -70,7 +70,7 @@ def prepare(
         UserError: no study, a patient in two splits, another plan's directory, too many bad rows, no disk space.
     """
     _check(source, out)
-    identity = {"version": VERSION, "source": source.name, "plan": asdict(plan), "index": _index_hash(source)}
+    identity = {"version": VERSION, "source": source.name, "plan": asdict(plan), "index": index_hash(source)}
     if (out / "plan.json").exists():
         if read_json(out / "plan.json", "a preparation plan") != identity:
             raise UserError(
@@ -125,7 +125,8 @@ def _check_space(source: Source, out: Path, plan: Plan) -> None:
         )
 
 
-def _index_hash(source: Source) -> str:
+def index_hash(source: Source) -> str:
+    """Changes with any id, path, split, text or label of the index."""
     rows = [
         [s.study_id, s.patient_id, s.split, [i.path for i in s.images], s.text, dict(s.labels)] for s in source.studies
     ]

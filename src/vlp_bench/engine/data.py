@@ -9,7 +9,8 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from vlp_bench.data.prepare import Plan
+import vlp_bench.data.synthetic
+from vlp_bench.data.prepare import Plan, index_hash
 from vlp_bench.data.prepare import prepare as build
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import Source
@@ -47,7 +48,8 @@ def prepare(cfg: DictConfig) -> None:
     else:
         if not data["raw_dir"] or not data["dir"]:
             raise UserError("prepare needs data.raw_dir=RAW (where the raw data lie) and data.dir=PREPARED (new).")
-        store = _build(data, Path(data["raw_dir"]), Path(data["dir"]), int(data["store_size"] or 256), cfg.workers)
+        source = read(data, Path(data["raw_dir"]))
+        store = _build(data, source, Path(data["dir"]), int(data["store_size"] or 256), cfg.workers)
     if cfg.tokens:
         from vlp_bench.data.store import TextForm
         from vlp_bench.data.tokenization import Tokenizer
@@ -79,17 +81,26 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
     size = int(section.get("store_size") or size)
     if section.get("layout"):
         world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}
-        name = "synthetic-{layout}-{studies}x{size}px-seed{seed}".format(**world)
-        return _build(section, _synthetic_raw(cache / "raw" / name, world), cache / "prepared" / name, size, workers)
+        name = "synthetic-{layout}-{studies}x{size}px-seed{seed}-{code}".format(**world, code=_world_code())
+        if (cache / "prepared" / name / "manifest.json").exists():
+            return PreparedData(cache / "prepared" / name)
+        source = read(section, _synthetic_raw(cache / "raw" / name, world))
+        return _build(section, source, cache / "prepared" / name, size, workers)
     group = "target" if "kind" in section else "data"
     if not section.get("raw_dir"):
         raise UserError(
             f"{group}={section['name']} needs {group}.dir=PREPARED (made by vlp-bench prepare)"
             + (f" or {group}.raw_dir=FOLDER." if section["name"] == "folder" else ".")
         )
-    raw = Path(section["raw_dir"])
-    key = digest([str(raw.resolve()), section["reader"], size, section["private"]], 8)
-    return _build(section, raw, cache / "prepared" / f"{section['name']}-{key}", size, workers)
+    source = read(section, Path(section["raw_dir"]))
+    name = f"{section['name']}-{digest([index_hash(source), size, section['private']], 8)}"
+    return _build(section, source, cache / "prepared" / name, size, workers)
+
+
+def _world_code() -> str:
+    """Changes with the code that draws the synthetic world, so that a cache never outlives it."""
+    folder = Path(vlp_bench.data.synthetic.__file__).parent
+    return digest([f.read_text("utf-8") for f in sorted(folder.glob("*.py"))], 6)
 
 
 def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
@@ -109,10 +120,7 @@ def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _build(section: Mapping[str, Any], raw: Path, out: Path, size: int, workers: int | None) -> PreparedData:
-    if not raw.is_dir():
-        raise UserError(f"No raw data at {raw}: no such directory.")
-    source = read(section, raw)
+def _build(section: Mapping[str, Any], source: Source, out: Path, size: int, workers: int | None) -> PreparedData:
     with counted(f"prepare {section['name']}") as progress:
         build(
             source,
@@ -127,7 +135,13 @@ def _build(section: Mapping[str, Any], raw: Path, out: Path, size: int, workers:
 
 
 def read(section: Mapping[str, Any], raw: Path) -> Source:
-    """What the section's reader finds in `raw`."""
+    """What the section's reader finds in `raw`.
+
+    Raises:
+        UserError: there is no such directory, or the reader refuses what is in it.
+    """
+    if not raw.is_dir():
+        raise UserError(f"No raw data at {raw}: no such directory.")
     options = {k: v for k, v in section["reader"].items() if k != "_target_"}
     return get_object(section["reader"]["_target_"])(raw, **options)
 
