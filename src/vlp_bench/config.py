@@ -22,7 +22,7 @@ from vlp_bench.files import digest
 
 CONF = "vlp_bench.conf"
 #: Keys that say where and on what a run happens, not what it is.
-INCIDENTAL = ("hydra", "paths", "logger", "overwrite", "resume", "experiment", "note", "run", "checkpoint_every")
+INCIDENTAL = ("hydra", "paths", "logger", "overwrite", "resume", "experiment", "note", "run", "checkpoint_steps")
 DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
 #: Keys of a component that the engine reads and its constructor does not take.
 ENGINE_KEYS = {"method": {"name", "inputs"}, "task": {"name"}}

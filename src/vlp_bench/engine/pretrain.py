@@ -108,30 +108,24 @@ def run(cfg: DictConfig, out: Path) -> Path:
 def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dict, about: dict) -> None:
     trainer.strategy.barrier()
     if trainer.is_global_zero:
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        steps = trainer.global_step
-        if cfg.select != "last" and best:
+        best, steps = out / "checkpoints" / "best.ckpt", trainer.global_step
+        if cfg.select != "last" and best.is_file():
             module.load_state_dict(torch.load(best, "cpu", weights_only=True)["state_dict"])
         training = {"steps": steps, "epochs": trainer.current_epoch, "wall_seconds": about["wall_seconds"]}
         digest = bundle.save(out / "bundle", module.parts(), meta | {"training": training})
-        facts = {k: v for k, v in meta.items() if k != "provenance"}
-        write_json(out / "run.json", {"schema": 1, "verb": "pretrain", **facts, "bundle_hash": digest, "training": training, "provenance": about})  # fmt: skip
+        record = {"schema": 1, "verb": "pretrain", **meta, "bundle_hash": digest, "training": training}
+        write_json(out / "run.json", record | {"provenance": about})
         console.print(f"pre-trained {meta['name']}: {steps} steps, bundle in {out / 'bundle'}", soft_wrap=True)
     trainer.strategy.barrier()
 
 
 def _callbacks(cfg: DictConfig, out: Path) -> list[Callback]:
-    monitor = None if cfg.select == "last" else cfg.select
-    checkpoint = ModelCheckpoint(
-        out / "checkpoints",
-        filename="best",
-        monitor=monitor,
-        save_last=True,
-        save_top_k=1 if monitor else 0,
-        every_n_epochs=cfg.checkpoint_every,
-        enable_version_counter=False,
-    )
-    made: list[Callback] = [checkpoint, SeededSteps(cfg.seed), FiniteLoss()]
+    folder = out / "checkpoints"
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    resume = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_steps, **common)
+    made: list[Callback] = [SeededSteps(cfg.seed), FiniteLoss(), resume]
+    if cfg.select != "last":
+        made.append(ModelCheckpoint(filename="best", monitor=cfg.select, **common))
     if cfg.early_stop:
         made.append(EarlyStopping(cfg.early_stop.monitor, patience=cfg.early_stop.patience))
     if cfg.trainer.enable_progress_bar and rank_and_world()[0] == 0:
