@@ -39,13 +39,13 @@ class ExtensionPath(SearchPathPlugin):
 
 def register() -> None:
     """Make the resolvers and the extensions known to Hydra; may be called again."""
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-    # the noise of `hydra.core.plugins` scanning is not ours to silence; registering twice is harmless
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
     Plugins.instance().register(ExtensionPath)
 
 
-def _run_name(*, _root_: DictConfig) -> str:
-    return f"{_root_.name}-{digest(identity(_root_), 8)}"
+def run_name(cfg: DictConfig) -> str:
+    """The last part of a run's directory: what it is called, and a hash of what it is."""
+    return f"{cfg.name}-{digest(identity(cfg), 8)}"
 
 
 def identity(cfg: DictConfig) -> dict[str, Any]:

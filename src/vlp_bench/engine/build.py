@@ -106,7 +106,8 @@ def encoders(cfg: DictConfig) -> Encoders:
     """
     reference = str(cfg.backbone)
     if reference == "random":
-        return Encoders({"vision": vision(cfg.vision)}, {"method": "random", "name": f"random {cfg.vision.name}"})
+        meta = {"method": "random", "name": f"random {cfg.vision.name}", "pretrain_seed": cfg.get("seed")}
+        return Encoders({"vision": vision(cfg.vision)}, meta)
     if reference.startswith("timm:"):
         name = reference.removeprefix("timm:")
         size = int(cfg.vision.image_size)

@@ -25,7 +25,7 @@ def synthesize(cfg: DictConfig) -> None:
     """`vlp-bench synthesize layout=... out=... studies=... seed=...`."""
     from vlp_bench.data.synthetic import write_raw
 
-    _need(cfg, "out", "the directory to write")
+    given(cfg, "out")
     with counted(f"synthesize {cfg.layout}") as progress:
         summary = write_raw(
             cfg.layout,
@@ -154,6 +154,12 @@ def _plain(section: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
-def _need(cfg: DictConfig, key: str, what: str) -> None:
-    if OmegaConf.is_missing(cfg, key):
-        raise UserError(f"{cfg.verb} needs {key}={what.upper().replace(' ', '_')}.")
+def given(cfg: DictConfig, *keys: str) -> None:
+    """Refuse a command that lacks a key it needs.
+
+    Raises:
+        UserError: naming it.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"vlp-bench {cfg.verb} needs {key}=...")
