@@ -6,11 +6,15 @@ D width, L labels.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+
+
+# Not typing.Self, which checkers that decorate single methods cannot resolve.
+_M = TypeVar("_M", bound="_Movable")
 
 
 class _Movable:
@@ -18,18 +22,18 @@ class _Movable:
 
     __slots__ = ()
 
-    def _map(self, fn: Any) -> Self:
+    def _map(self: _M, fn: Any) -> _M:
         moved = {
             f.name: fn(v) if isinstance(v := getattr(self, f.name), Tensor | _Movable) else v
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
         }
         return dataclasses.replace(self, **moved)  # type: ignore[type-var]
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+    def to(self: _M, device: torch.device | str, non_blocking: bool = False) -> _M:
         """Copy with every tensor on `device`."""
         return self._map(lambda v: v.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> Self:
+    def pin_memory(self: _M) -> _M:
         """Copy with every tensor in page-locked memory."""
         return self._map(lambda v: v.pin_memory())
 

@@ -104,7 +104,7 @@ class VisionBackbone(nn.Module):
             load_exactly(trunk, read_state_dict(weights), weights, drop=HEADS)
         return trunk
 
-    def normalise(self, image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    def normalise(self, image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """uint8 grey levels to the network's input; floats are taken as normalised already."""
         if image.dtype == torch.uint8:
             image = (image / 255.0 - self.mean) / self.std

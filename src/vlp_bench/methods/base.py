@@ -108,6 +108,13 @@ class VLPMethod(LightningModule, ABC):
         )
         return total
 
+    def note(self, batch_size: int, **values: Tensor) -> None:
+        """Log what is worth watching and is no loss term, as `stage/name`; without a trainer nothing happens."""
+        if self._trainer is not None:
+            stage = "train" if self.training else "val"
+            logged = {f"{stage}/{name}": value.detach() for name, value in values.items()}
+            self.log_dict(logged, batch_size=batch_size, sync_dist=not self.training)
+
     @property
     def progress(self) -> float:
         """Share of the optimiser steps that are done."""
