@@ -36,8 +36,8 @@ class TextForm:
 
     def sentences(self, study: Mapping[str, str]) -> list[str]:
         """The sentences of one report."""
-        texts = select_text(study, self.sections)
-        return clean_alphanumeric(texts) if self.clean == "alphanumeric" else split_sentences(texts)
+        text = select_text(study, self.sections)
+        return clean_alphanumeric(text) if self.clean == "alphanumeric" else split_sentences(text)
 
 
 class PreparedData:
