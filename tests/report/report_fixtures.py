@@ -102,7 +102,7 @@ def write_result(folder: Path, result: dict) -> Path:
 
 
 def write_predictions(folder: Path, labels=LABELS, n=120):
-    rng = np.random.default_rng(len(folder.name))
+    rng = np.random.default_rng(0)
     columns = {"item_id": [f"i{i}" for i in range(n)], "patient_id": [f"p{i // 2}" for i in range(n)]}
     for k, label in enumerate(labels):
         columns[f"score_{label}"] = np.linspace(0, 1, n)

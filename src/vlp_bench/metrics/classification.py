@@ -231,7 +231,9 @@ def _described(
     """Name the values (4, L) and resamples (4, L, R) of `_evaluate`, macro averages first."""
     known = np.sum(~np.isnan(targets), axis=0)
     anywhere = int(np.sum(~np.isnan(targets).all(axis=1)))
-    result = {name: entry(_mean(point[m, valid]), _mean(resampled[m, valid]), anywhere) for m, name in enumerate(NAMES)}
+    result = {
+        name: entry(float(_mean(point[m, valid])), _mean(resampled[m, valid]), anywhere) for m, name in enumerate(NAMES)
+    }
     for m, name in enumerate(NAMES):
         if name == "accuracy" and kind == "multiclass":
             continue  # the accuracy of a single class would only repeat the number of all

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlp_bench.errors import UserError
+from vlp_bench.report.boards import boards
 from vlp_bench.report.collect import collect
 from vlp_bench.report.page import write_page
-from vlp_bench.report.tables import boards, console_table, labels_table, leaderboard_table, measures_table
+from vlp_bench.report.tables import console_table, labels_table, leaderboard_table, measures_table
 
 __all__ = ["ReportSummary", "build_report", "summary_table"]
 

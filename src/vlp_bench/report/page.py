@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
+from vlp_bench.report.boards import BELOW, UNCLEAR, Board, Cell, Row
 from vlp_bench.report.collect import Collection
 from vlp_bench.report.markup import Markup, render, tag
 from vlp_bench.report.sections import (
@@ -13,8 +14,8 @@ from vlp_bench.report.sections import (
     provenance_section,
     series_colours,
 )
-from vlp_bench.report.tables import Board, Cell, Row, interval_text
-from vlp_bench.report.wording import counted, fraction_name, listed, metric_name, number, short, words
+from vlp_bench.report.tables import interval_text
+from vlp_bench.report.wording import counted, fraction_name, listed, metric_name, number, sentence, short, words
 
 
 def write_page(found: Collection, boards: Sequence[Board], title: str) -> str:
@@ -66,7 +67,7 @@ def _header(found: Collection, boards: Sequence[Board], title: str) -> Markup:
     )
     facts = [
         ("Compared", ", ".join(names)),
-        ("Tasks", listed(_distinct(f"{words(b.task)} on {b.target}" for b in boards))),
+        ("Tasks", sentence(listed(_distinct(f"{words(b.task)} on {b.target}" for b in boards)))),
         ("Data", listed(_data_facts(boards))),
         ("Runs", counted(len(runs), "evaluation") + _and_pretrainings(found)),
         ("When", " to ".join(_distinct([dates[0], dates[-1]])) if dates else ""),
@@ -83,7 +84,7 @@ def _and_pretrainings(found: Collection) -> str:
 
 def _data_facts(boards: Sequence[Board]) -> list[str]:
     """Name every target with its fingerprint and the largest number of test items."""
-    facts = {}
+    facts: dict[tuple[str, str], int] = {}
     for board in boards:
         for group in board.groups:
             sizes = [cell.n for row in group.rows for cell in row.cells.values() if cell.n is not None]
@@ -105,7 +106,7 @@ def _summary(found: Collection, boards: Sequence[Board]) -> Markup:
     notices = _distinct(run.demonstration for run in found.evaluations)
     lines = [line for board in boards for line in _board_lines(board)]
     return render(
-        [tag("p", sentence, class_="notice") for sentence in notices],
+        [tag("p", notice, class_="notice") for notice in notices],
         tag("ul", [tag("li", line) for line in lines], class_="outcome"),
         _trivial_line(boards),
     )
@@ -115,7 +116,7 @@ def _board_lines(board: Board) -> Iterable[Markup]:
     """Say who leads a board, at the smallest and at the largest fraction of labels."""
     fractions = list(dict.fromkeys([board.fractions[0], board.fractions[-1]]))
     for group in board.groups:
-        told = [sentence for f in fractions if (sentence := _leader(board, group.rows, f)) is not None]
+        told = [text for f in fractions if (text := _leader(board, group.rows, f)) is not None]
         if not told:
             continue
         data = f" (data {short(group.fingerprint)})" if len(board.groups) > 1 else ""
@@ -132,18 +133,27 @@ def _leader(board: Board, rows: Sequence[Row], fraction: float | None) -> Markup
         if len(here) != 1:
             return None
         row, cell = here[0]
-        return render(f"{when}, ", tag("strong", row.name), f" reaches {_value(cell, board.metric)}. ")
+        return render(f"{when}, ", tag("strong", row.name), f" reaches {_value(cell, board.metric)}. ", _floor(cell))
     row, cell = best
     ties = [other.name + (f" ({other.note})" if other.note else "") for other, c in here if c.tie and c is not cell]
     if ties:
         outcome = f", but its interval overlaps that of {listed(ties)}: a tie. "
     else:
         outcome = ", ahead of all others by more than the intervals. "
-    return render(f"{when}, ", tag("strong", row.name), f" leads with {_value(cell, board.metric)}", outcome)
+    return render(
+        f"{when}, ", tag("strong", row.name), f" leads with {_value(cell, board.metric)}", outcome, _floor(cell)
+    )
+
+
+def _floor(cell: Cell) -> str:
+    """Say so when even the named value fails to beat the trivial answer."""
+    return {BELOW: "That does not beat the trivial answer. ", UNCLEAR: "That is not clear of the trivial answer. "}.get(
+        cell.verdict, ""
+    )
 
 
 def _value(cell: Cell, metric: str) -> str:
-    return f"{metric_name(metric)} {number(cell.value, metric)} {interval_text(cell, metric)}".strip()
+    return f"{metric_name(metric)} = {number(cell.value, metric)} {interval_text(cell, metric)}".strip()
 
 
 def _trivial_line(boards: Sequence[Board]) -> Markup:

@@ -6,24 +6,28 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlp_bench.report import svg
+from vlp_bench.report.boards import BOOTSTRAP, RANGE, STUDENT, Board, Cell, Group, Row
 from vlp_bench.report.collect import Curve, Evaluation, Picture, Pretraining, Unreadable
 from vlp_bench.report.markup import Markup, render, tag
 from vlp_bench.report.tables import (
-    BOOTSTRAP,
-    RANGE,
-    STUDENT,
     VERDICTS,
-    Board,
-    Cell,
-    Group,
-    Row,
     Table,
     interval_text,
     labels_table,
     leaderboard_table,
     measures_table,
 )
-from vlp_bench.report.wording import counted, duration, fraction_name, metric_name, number, rises, short, words
+from vlp_bench.report.wording import (
+    counted,
+    duration,
+    fraction_name,
+    metric_name,
+    number,
+    rises,
+    sentence,
+    short,
+    words,
+)
 
 MAX_PICTURE_BYTES = 16_000_000  # keeps the page light enough to be mailed
 INTERVALS = {BOOTSTRAP: "", RANGE: "range", STUDENT: "t-interval"}
@@ -50,13 +54,13 @@ def board_section(board: Board, colours: Colours) -> Markup:
     return tag(
         "article",
         tag("h3", board.title),
-        tag("p", " · ".join(fact for fact in facts if fact), class_="meta"),
+        tag("p", sentence(" · ".join(fact for fact in facts if fact)), class_="meta"),
         _leaderboard(board, colours),
+        tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
         _board_notes(board),
         tag("div", [_charts(board, group, colours) for group in board.groups], class_="charts"),
         _plain(measures_table(board), "All measures"),
-        _plain(labels_table(board), f"{metric_name(board.metric)} per label"),
-        tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
+        _plain(labels_table(board), sentence(f"{metric_name(board.metric)} per label")),
         id=board.slug,
     )
 
@@ -190,13 +194,13 @@ def _efficiency(board: Board, group: Group, colours: Colours, suffix: str) -> Ma
         at = [(f, row.cells[f]) for f in fractions if _known(row, f)]
         if not at:
             continue
-        points = tuple((f, cell.value) for f, cell in at)
+        points = tuple((f, cell.value) for f, cell in at if cell.value is not None)
         band = tuple((cell.low, cell.high) for _, cell in at if cell.low is not None and cell.high is not None)
         colour = colours[row.name, row.note]
         series.append(svg.Series(row.name, points, band, colour))
         legend.append((f"{row.name} ({row.note})" if row.note else row.name, svg.swatch(colour)))
     floor = group.trivial.cells if group.trivial else {}
-    reference = [(f, floor[f].value) for f in fractions if f in floor]
+    reference = [(f, value) for f in fractions if f in floor and (value := floor[f].value) is not None]
     if reference:
         legend.append(("trivial answer", svg.swatch(None)))
     title = f"{metric_name(board.metric)} against the fraction of labels{suffix}"
@@ -210,7 +214,9 @@ def _efficiency(board: Board, group: Group, colours: Colours, suffix: str) -> Ma
 def _figure(chart: Markup, caption: str, legend: Iterable[tuple[str, Markup]] = ()) -> Markup:
     """Frame a chart with its caption above and its legend below."""
     entries = [tag("li", sample, tag("span", name)) for name, sample in legend]
-    return tag("figure", tag("figcaption", caption), chart, tag("ul", entries, class_="legend") if entries else None)
+    return tag(
+        "figure", tag("figcaption", sentence(caption)), chart, tag("ul", entries, class_="legend") if entries else None
+    )
 
 
 def _plain(table: Table | None, summary: str) -> Markup | None:
@@ -229,6 +235,7 @@ def _plain(table: Table | None, summary: str) -> Markup | None:
         tag("p", table.title, class_="meta"),
         _scrolling(content, table.title),
         tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
+        class_="more",
     )
 
 
@@ -253,7 +260,8 @@ def pretraining_section(pretrainings: Sequence[Pretraining]) -> Markup:
 
 def _pretraining(run: Pretraining) -> Markup:
     info = run.info
-    provenance = info.get("provenance") if isinstance(info.get("provenance"), dict) else {}
+    stored = info.get("provenance")
+    provenance: dict[str, Any] = stored if isinstance(stored, dict) else {}
     name = " ".join(str(info[key]) for key in ("method", "variant") if info.get(key)) or run.folder
     seconds = info.get("wall_seconds") or provenance.get("wall_seconds")
     seed = info.get("seed", info.get("pretrain_seed"))
@@ -328,9 +336,11 @@ def _provenance(board: Board, row: Row, fraction: float | None, cell: Cell) -> M
     value = f"{metric_name(board.metric)} {number(cell.value, board.metric)}"
     title = f"{name}, {fraction_name(fraction)}: {value}, {counted(len(cell.runs), 'run')}"
     back = tag("p", tag("a", "Back to the table", href=f"#{board.slug}"))
+    sources = {(run.fact("commit")[:10], short(run.fact("target_fingerprint"))) for run in cell.runs}
+    basis = [f"commit {commit or 'unknown'}, target data {data or 'unknown'}" for commit, data in sorted(sources)]
     return tag(
         "details",
-        tag("summary", title),
+        tag("summary", title, " ", tag("small", "; ".join(basis))),
         tag("div", [_run(run, board.metric) for run in cell.runs], back, id=anchor, class_="runs"),
     )
 

@@ -66,7 +66,8 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def tick_text(value: float) -> str:
     """Write a tick without needless digits."""
-    return f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+    text = f"{value / 1000:g}k" if abs(value) >= 10_000 else f"{value:g}"
+    return text.replace("-", "\u2212")
 
 
 def interval_chart(blocks: Sequence[Block], title: str) -> Markup:
@@ -139,7 +140,9 @@ def line_chart(
     xs = [scale(px) for s in series for px, _ in s.points]
     ys = [py for s in series for _, py in s.points] + [v for s in series for pair in s.band for v in pair]
     y_ticks = nice_ticks(min(ys + [v for _, v in reference]), max(ys + [v for _, v in reference]), 5)
-    if x_ticks is None:
+    if x_ticks is None and logarithmic:
+        x_ticks = [(t, tick_text(t)) for t in sorted({px for s in series for px, _ in s.points})]
+    elif x_ticks is None:
         x_ticks = [(t, tick_text(t)) for t in nice_ticks(min(xs), max(xs), 5) if min(xs) <= t <= max(xs)]
     left, right, top, bottom = 44.0, width - 14, 10.0, height - (38.0 if x_name else 24.0)
     xs += [scale(t) for t, _ in x_ticks]
@@ -162,14 +165,17 @@ def line_chart(
         shapes.append(tag("text", x_name, x=(left + right) / 2, y=height - 4, text_anchor="middle", class_="tick"))
     if reference:
         shapes.append(tag("polyline", points=_path([(x(a), y(b)) for a, b in reference]), class_="trivial"))
-    for s in series:
-        if len(s.band) == len(s.points) > 1:
-            edge = [(x(p[0]), y(b[1])) for p, b in zip(s.points, s.band, strict=True)]
-            edge += [(x(p[0]), y(b[0])) for p, b in zip(reversed(s.points), reversed(s.band), strict=True)]
-            shapes.append(tag("polygon", points=_path(edge), class_=f"band c{s.colour % COLOURS}"))
+    shapes += [_band(s, x, y) for s in series if len(s.band) == len(s.points) > 1]
     for s in series:
         shapes += _line(s, [(x(a), y(b)) for a, b in s.points])
     return _svg(title, height, shapes, width)
+
+
+def _band(s: Series, x: Callable[[float], float], y: Callable[[float], float]) -> Markup:
+    """Draw the intervals of one series as an area, up along its upper edge and back along its lower."""
+    pairs = list(zip(s.points, s.band, strict=True))
+    edge = [(x(p[0]), y(b[1])) for p, b in pairs] + [(x(p[0]), y(b[0])) for p, b in reversed(pairs)]
+    return tag("polygon", points=_path(edge), class_=f"band c{s.colour % COLOURS}")
 
 
 def _line(s: Series, points: list[tuple[float, float]]) -> list[Markup]:
@@ -206,7 +212,17 @@ def swatch(colour: int | None, marked: bool = True) -> Markup:
         shapes = [tag("line", x1=1.0, x2=27.0, y1=6.0, y2=6.0, class_="trivial")]
     else:
         kind = f"line c{colour % COLOURS}"
-        shapes = [tag("line", x1=1.0, x2=27.0, y1=6.0, y2=6.0, class_=kind, stroke_dasharray=dash_of(colour))]
+        shapes = [
+            tag(
+                "line",
+                x1=1.0,
+                x2=27.0,
+                y1=6.0,
+                y2=6.0,
+                class_=kind,
+                stroke_dasharray=dash_of(colour) if marked else None,
+            )
+        ]
         shapes += [marker(14.0, 6.0, colour)] if marked else []
     return tag("svg", *shapes, class_="swatch", viewBox="0 0 28 12", width=28, height=12, aria_hidden="true")
 

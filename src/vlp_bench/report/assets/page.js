@@ -50,6 +50,14 @@ for (const table of document.querySelectorAll("table.board")) {
   });
 }
 
+// Paper has no folds to open: print the further tables with the rest.
+let unfolded = [];
+addEventListener("beforeprint", () => {
+  unfolded = [...document.querySelectorAll("details.more:not([open]), details.guide:not([open])")];
+  unfolded.forEach((details) => { details.open = true; });
+});
+addEventListener("afterprint", () => unfolded.forEach((details) => { details.open = false; }));
+
 addEventListener("hashchange", () => open(location.hash));
 document.addEventListener("click", (event) => {
   const link = event.target.closest('a[href^="#"]');
