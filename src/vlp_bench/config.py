@@ -1,5 +1,6 @@
 """The configuration tree: where it is, what it offers, whether what you wrote fits. Knows Hydra, never torch."""
 
+import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ CONF = "vlp_bench.conf"
 #: Keys that say where and on what a run happens, not what it is.
 INCIDENTAL = ("hydra", "paths", "logger", "overwrite", "resume", "experiment", "note", "run", "checkpoint_steps")
 DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
+#: Keys whose value may be a path, which stands for what lies there.
+PATHS = ("dir", "raw_dir", "backbone", "weights", "vocab")
 #: Keys of a component that the engine reads and its constructor does not take.
 ENGINE_KEYS = {"method": {"name", "inputs"}, "task": {"name"}}
 
@@ -54,28 +57,27 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
     kept._set_parent(None)
     plain: dict[str, Any] = OmegaConf.to_container(kept, resolve=True)  # type: ignore[assignment]
     plain = {k: v for k, v in plain.items() if k not in INCIDENTAL}
-    for group in ("data", "target"):
-        section = plain.get(group) or {}
-        for key in ("dir", "raw_dir"):
-            if section.get(key):
-                section[key] = contents(section[key])
-        section.pop("num_workers", None)
-    for key in ("backbone", "weights"):
-        if isinstance(plain.get(key), str):
-            plain[key] = contents(plain[key])
+    plain = _by_contents(plain)
     plain["trainer"] = {k: v for k, v in (plain.get("trainer") or {}).items() if k not in DEVICES}
     return plain
 
 
+def _by_contents(node: Any, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {k: _by_contents(v, k) for k, v in node.items() if k != "num_workers"}
+    return contents(node) if key in PATHS and isinstance(node, str) else node
+
+
 def contents(path: str) -> str:
-    """What names the contents of a directory of ours: a fingerprint; of anything else, the text itself."""
-    folder = Path(path)
+    """What names the contents of a path: a fingerprint of ours, a hash of the file; the text itself if it is none."""
+    place = Path(path)
     for name, key in (("manifest.json", "fingerprint"), ("bundle/bundle.json", "hash"), ("bundle.json", "hash")):
         try:
-            return str(json.loads((folder / name).read_text())[key])
+            return str(json.loads((place / name).read_text())[key])
         except (OSError, ValueError, KeyError):
             continue
-    return path
+    file = place / "metadata.csv" if place.is_dir() else place
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else path
 
 
 def compose_verb(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> DictConfig:

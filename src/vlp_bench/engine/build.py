@@ -1,5 +1,7 @@
 """Configuration to objects, in one place."""
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import CSVLogger, Logger
+from pytorch_lightning.loggers import Logger
 
 from vlp_bench.config import check
 from vlp_bench.data.datamodule import Inputs
 from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.engine.curves import Curves
 from vlp_bench.errors import UserError
 from vlp_bench.methods.base import VLPMethod
 
@@ -69,6 +72,7 @@ def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[
     """The Trainer of the section `trainer`, writing under `out`."""
     arguments = dict(OmegaConf.to_container(cfg, resolve=True)) | more  # type: ignore[arg-type]
     arguments.pop("_target_")
+    quiet()
     if arguments["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError(
             "trainer asks for a GPU and torch finds none. Use trainer=cpu, or trainer=ddp_cpu for two processes."
@@ -85,9 +89,27 @@ def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[
     )
 
 
+def quiet() -> None:
+    """Keep Lightning's advertisements and the warnings about what is meant out of people's consoles."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        # a frozen encoder is in eval mode on purpose
+        "Found .* module\\(s\\) in eval mode at the start of training.*",
+        # a run that ends before its first validation has no best epoch; the last one is exported then
+        ".*could not find the monitored key.*",
+        # the number of workers is the user's to set; on two cores none is the fastest
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
     """CSV always; wandb when asked for, with numbers and configuration only."""
-    made: list[Logger] = [CSVLogger(out, name="", version="")]
+    made: list[Logger] = [Curves(out / "metrics.csv")]
     if cfg.logger.wandb:
         from pytorch_lightning.loggers import WandbLogger
 

@@ -96,7 +96,10 @@ def run(cfg: DictConfig, out: Path) -> Path:
     resume = _resume_from(cfg, out)
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")
-    trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), build.loggers(cfg, out))
+    loggers = build.loggers(cfg, out)
+    if resume:
+        loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
+    trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
     started = time.monotonic()
     trainer.fit(module, datamodule=module_data, ckpt_path=resume)
     if trainer.interrupted:
