@@ -23,9 +23,10 @@ class Job:
     overrides: tuple[str, ...]
     label: str
 
-    def compose(self, runs: Path, config_dir: Path | None) -> tuple[DictConfig, Path]:
+    def compose(self, runs: Path, cache: Path, config_dir: Path | None) -> tuple[DictConfig, Path]:
         """Its configuration and its directory."""
-        cfg = compose_verb(self.verb, [*self.overrides, f"paths.output_root={runs}"], config_dir)
+        paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
+        cfg = compose_verb(self.verb, [*self.overrides, *paths], config_dir)
         return cfg, runs / self.verb / run_name(cfg)
 
 
@@ -67,26 +68,38 @@ def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -
     return [(f"backbone={name}",)]
 
 
-def run_plan(plan: Mapping[str, Any], runs: Path, config_dir: Path | None = None) -> list[tuple[Job, str]]:
+def run_plan(plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None) -> list[tuple[Job, str]]:
     """Run everything that is not done yet; return the jobs that failed, with the reason.
 
     A failed job never stops the others; cells of a failed pre-training run are left out.
     """
     failed: list[tuple[Job, str]] = []
+
+    def run(job: Job) -> Path | None:
+        try:
+            cfg, out = job.compose(runs, cache, config_dir)
+            verb = pretrain if job.verb == "pretrain" else evaluate
+            if verb.finished(out) is None:
+                verb.run(cfg, out)
+            return out
+        except UserError as error:
+            failed.append((job, str(error)))
+            return None
+
     bundles: dict[str, Path] = {}
     with bars() as display:
         jobs = pretraining_jobs(plan)
         whole = display.add_task("plan", total=len(jobs) + _count(plan))
         for key, job in jobs.items():
             display.update(whole, description=job.label)
-            if (out := _run(job, runs, config_dir, failed)) is not None:
+            if (out := run(job)) is not None:
                 bundles[key] = out
             display.advance(whole)
         cells = list(evaluation_jobs(plan, bundles))
         display.update(whole, total=len(jobs) + len(cells))
         for job in cells:
             display.update(whole, description=job.label)
-            _run(job, runs, config_dir, failed)
+            run(job)
             display.advance(whole)
     for job, reason in failed:
         console.print(f"failed: {job.label}: {reason}", style="red", soft_wrap=True)
@@ -105,18 +118,6 @@ def _count(plan: Mapping[str, Any]) -> int:
     return total
 
 
-def _run(job: Job, runs: Path, config_dir: Path | None, failed: list[tuple[Job, str]]) -> Path | None:
-    try:
-        cfg, out = job.compose(runs, config_dir)
-        verb = pretrain if job.verb == "pretrain" else evaluate
-        if verb.finished(out) is None:
-            verb.run(cfg, out)
-        return out
-    except UserError as error:
-        failed.append((job, str(error)))
-        return None
-
-
 def benchmark(cfg: DictConfig) -> None:
     """`vlp-bench benchmark plan=...`.
 
@@ -125,7 +126,7 @@ def benchmark(cfg: DictConfig) -> None:
     """
     plan = _plan(cfg)
     runs = Path(cfg.runs)
-    failed = run_plan(plan, runs, _user_config_dir())
+    failed = run_plan(plan, runs, Path(cfg.paths.cache), _user_config_dir())
     _finish(runs, plan.get("title") or f"Plan {plan['name']}")
     if failed:
         raise UserError(f"{len(failed)} jobs of the plan failed (listed above); the same command tries them again.")
@@ -136,13 +137,13 @@ def demo(cfg: DictConfig) -> None:
     from omegaconf import open_dict
 
     runs = Path(cfg.runs)
-    failed = run_plan(_plan(cfg), runs)
+    failed = run_plan(_plan(cfg), runs, Path(cfg.paths.cache))
     if cfg.real_dir:
         raw = Path(cfg.real_dir) / "data" / "cxr_sample"
         if (raw / "metadata.csv").is_file():
             with open_dict(cfg):
                 cfg.plan = compose_verb("benchmark", ["plan=demo_real", f"+plan.raw_dir={raw}"]).plan
-            failed += run_plan(_with_imagenet(_plan(cfg)), runs)
+            failed += run_plan(_with_imagenet(_plan(cfg)), runs, Path(cfg.paths.cache))
         else:
             console.print(f"VLP_BENCH_REAL_DIR={cfg.real_dir} has no data/cxr_sample/metadata.csv: real part skipped.")
     else:

@@ -9,6 +9,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vlp_bench.files import Progress as Report
 
 console = Console(stderr=True)
+if not console.is_terminal:
+    # a log file has no width of its own; tables should not be cut for it
+    console = Console(stderr=True, width=140)
 
 
 def bars() -> Progress:
