@@ -105,9 +105,7 @@ def smooth(points: Points, steps: int = 6) -> Points:
 def _basis(steps: int) -> Points:
     """Give the Catmull-Rom weights (steps, 4) of a corner's four neighbours."""
     t = np.linspace(0.0, 1.0, steps, endpoint=False)
-    return 0.5 * np.stack(
-        [-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1
-    )
+    return 0.5 * np.stack([-t + 2 * t**2 - t**3, 2 - 5 * t**2 + 3 * t**3, t + 4 * t**2 - 3 * t**3, t**3 - t**2], axis=1)
 
 
 def thorax(anatomy: Anatomy, view: str, heart: float = 1.0, lift: dict[str, float] | None = None) -> Thorax:
@@ -170,8 +168,11 @@ def _frontal_lung(a: Anatomy, side: str, base: float) -> Points:
 def _frontal_heart(base: float, size: float) -> Points:
     """Outline the heart; it grows mostly to the patient's left."""
     corners = np.array(
-        [(-0.055, -0.33), (-0.095, -0.22), (-0.105, -0.12), (-0.07, -0.04), (0.03, -0.01), (0.13, -0.01)]
-        + [(0.195, -0.045), (0.19, -0.11), (0.135, -0.20), (0.085, -0.28), (0.05, -0.35)]
+        [
+            *((-0.055, -0.33), (-0.095, -0.22), (-0.105, -0.12), (-0.07, -0.04)),  # right border, downwards
+            *((0.03, -0.01), (0.13, -0.01), (0.195, -0.045)),  # along the diaphragm to the apex
+            *((0.19, -0.11), (0.135, -0.20), (0.085, -0.28), (0.05, -0.35)),  # left border, upwards
+        ]
     )
     scale = np.array([size, 0.55 + 0.45 * size])
     return smooth(np.array([0.5, base]) + corners * scale)
@@ -213,7 +214,9 @@ def _frontal_ribs(a: Anatomy, base: float) -> tuple[Points, Points]:
     y = start[:, None] - 0.012 * np.sin(np.pi * t) + a.slope * (1.0 - np.cos(0.5 * np.pi * t))
     x_front = wall[:, None] * (0.38 + 0.62 * np.cos(0.5 * np.pi * t))
     y_front = start[:, None] + a.slope + (0.07 + a.slope * 0.6) * np.sin(0.5 * np.pi * t)
-    both = [np.stack([np.stack([0.5 + s * px, py], axis=2) for s in (-1, 1)]) for px, py in ((x, y), (x_front, y_front))]
+    both = [
+        np.stack([np.stack([0.5 + s * px, py], axis=2) for s in (-1, 1)]) for px, py in ((x, y), (x_front, y_front))
+    ]
     return both[0], both[1][:, :7]
 
 
@@ -224,7 +227,12 @@ def _shoulders(a: Anatomy, supine: bool) -> list[Points]:
     clavicle = [(0.035, low + 0.065), (0.12, low + 0.035 + rise), (0.22, low + 0.012 + rise), (0.34, low - 0.025)]
     clavicle += [(0.34, low - 0.003), (0.22, low + 0.034 + rise), (0.12, low + 0.058 + rise), (0.035, low + 0.093)]
     edge = a.width - inner
-    scapula = [(edge - 0.02, low + 0.03), (edge + 0.10, low - 0.01), (edge + 0.07, low + 0.12), (edge + 0.0, low + 0.36)]
+    scapula = [
+        (edge - 0.02, low + 0.03),
+        (edge + 0.10, low - 0.01),
+        (edge + 0.07, low + 0.12),
+        (edge + 0.0, low + 0.36),
+    ]
     scapula += [(edge - 0.05, low + 0.22)]
     arm = [(edge + 0.10, low - 0.01), (edge + 0.16, low + 0.02), (edge + 0.2, low + 0.4), (edge + 0.14, low + 0.4)]
     outlines = []
@@ -252,7 +260,9 @@ def _lateral(a: Anatomy, heart: float, lift: float) -> Thorax:
         body=_lateral_body(a, depth),
         lungs={"right": lung, "left": lung},
         heart=np.array([0.5 - 0.15 * depth, base - a.dome - 0.185]) + heart_xy @ turn,
-        mediastinum=smooth(np.array([(0.42, 0.0), (0.56, 0.0), (0.55, top + 0.2), (0.52, 0.5), (0.42, 0.5), (0.40, 0.3)])),
+        mediastinum=smooth(
+            np.array([(0.42, 0.0), (0.56, 0.0), (0.55, top + 0.2), (0.52, 0.5), (0.42, 0.5), (0.40, 0.3)])
+        ),
         airway=[np.array([(0.51, -0.05), (0.52, top + 0.05), (0.545, top + 0.25)])],
         abdomen=np.array([(0.0, base - a.dome), (1.0, base - 0.02), (1.0, 1.1), (0.0, 1.1)]),
         spine=spine,
@@ -270,7 +280,13 @@ def _lateral_lung(a: Anatomy, top: float, base: float, depth: float, lift: float
     """Outline both lungs seen from the side: retrosternal space, deep posterior sulcus, domed diaphragm."""
     dome = base - a.dome * 1.5 - lift
     front = [(-0.05, top), (-0.20, top + 0.12), (-0.34, top + 0.32), (-0.42, base - 0.28), (-0.44, base - 0.10)]
-    floor = [(-0.36, dome - 0.005), (-0.15, dome - 0.02), (0.10, dome), (0.28, base - 0.05 - lift), (0.385, base + 0.025)]
+    floor = [
+        (-0.36, dome - 0.005),
+        (-0.15, dome - 0.02),
+        (0.10, dome),
+        (0.28, base - 0.05 - lift),
+        (0.385, base + 0.025),
+    ]
     back = [(0.41, base - 0.04), (0.44, base - 0.22), (0.43, base - 0.42), (0.34, top + 0.13), (0.14, top + 0.0)]
     return smooth(np.array(front + floor + back) * np.array([depth, 1.0]) + np.array([0.5, 0.0]))
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from vlp_bench.data.synthetic.anatomy import SIGN, Points, Thorax, smooth
 from vlp_bench.data.synthetic.canvas import Canvas, Mask, Plane
-from vlp_bench.data.synthetic.world import Finding
+from vlp_bench.data.synthetic.world import Finding, device_side
 
 Regions = list[tuple[str, Mask]]  # the patient's side (or empty) and where the finding lies, 0 to 255
 
@@ -46,9 +46,7 @@ def heart_factor(findings: tuple[Finding, ...]) -> float:
 
 def diaphragm_lift(findings: tuple[Finding, ...]) -> dict[str, float]:
     """Give how far each hemidiaphragm is drawn up, which atelectasis does."""
-    return {
-        side: _LIFT[f.severity] for f in findings if f.name == "Atelectasis" for side in sides_of(f)
-    }
+    return {side: _LIFT[f.severity] for f in findings if f.name == "Atelectasis" for side in sides_of(f)}
 
 
 def sides_of(finding: Finding) -> tuple[str, ...]:
@@ -190,9 +188,14 @@ _IN_LUNG = {
 def _breaks(thorax: Thorax, finding: Finding, side: str) -> list[Points]:
     """Give the short stretches (4, 2) of neighbouring ribs that are broken, by severity one to three of them."""
     ribs = thorax.ribs[0 if side == "right" else 1]
-    first = 3 + int(3 * finding.jitter[0])
     at = 4 + int(4 * finding.jitter[1])
-    return [ribs[rib, at : at + 4] for rib in range(first, first + finding.severity)]
+    return [ribs[rib, at : at + 4] for rib in broken_ribs(finding)]
+
+
+def broken_ribs(finding: Finding) -> range:
+    """Number the broken ribs from 0, the first rib."""
+    first = 3 + int(3 * finding.jitter[0])
+    return range(first, first + finding.severity)
 
 
 def _device_paths(thorax: Thorax, device: str, j: tuple[float, ...]) -> list[Points]:
@@ -200,18 +203,25 @@ def _device_paths(thorax: Thorax, device: str, j: tuple[float, ...]) -> list[Poi
     top, base, w = thorax.top, thorax.base["right"], thorax.width
     if thorax.lateral:
         return _lateral_device_paths(top, base, device, j)
-    side = 1.0 if j[7] < 0.5 else -1.0
+    side = SIGN.get(device_side(device, j), 0.0)
     if device == "endotracheal tube":
         return [np.array([(0.505, -0.05), (0.498, top), (0.497, top + 0.13 + 0.05 * j[0])])]
     if device == "enteric tube":
-        bends = [(0.51, -0.05), (0.505, top), (0.515, top + 0.3), (0.52, base - 0.15), (0.55, base), (0.62, base + 0.07)]
+        bends = [
+            (0.51, -0.05),
+            (0.505, top),
+            (0.515, top + 0.3),
+            (0.52, base - 0.15),
+            (0.55, base),
+            (0.62, base + 0.07),
+        ]
         return [_curve(bends)]
     if device == "central venous catheter":
         entry = [(0.5 + side * 0.28, top + 0.03), (0.5 + side * 0.16, top + 0.035), (0.5 + side * 0.06, top + 0.06)]
         return [_curve([*entry, (0.45, top + 0.13), (0.447, top + 0.26 + 0.05 * j[1])])]
     if device == "chest tube":
-        wall, low = 0.5 - side * (w + 0.05), base - 0.15 - 0.1 * j[2]
-        return [_curve([(wall, low + 0.05), (0.5 - side * w * 0.8, low - 0.02), (0.5 - side * w * 0.5, top + 0.12)])]
+        wall, low = 0.5 + side * (w + 0.05), base - 0.15 - 0.1 * j[2]
+        return [_curve([(wall, low + 0.05), (0.5 + side * w * 0.8, low - 0.02), (0.5 + side * w * 0.5, top + 0.12)])]
     x, y = 0.5 + 0.68 * w, top + 0.10
     angle = np.linspace(0.0, 2.0 * np.pi, 20)
     can = np.stack([x + 0.052 * np.cos(angle), y + 0.042 * np.sin(angle)], axis=1)
@@ -229,7 +239,9 @@ def _lateral_device_paths(top: float, base: float, device: str, j: tuple[float, 
         return [_curve([(0.40, top), (0.44, top + 0.08), (0.46, top + 0.2), (0.455, top + 0.28 + 0.05 * j[1])])]
     if device == "chest tube":
         return [_curve([(0.5, base - 0.05), (0.60, base - 0.2), (0.66, top + 0.25), (0.60, top + 0.1)])]
-    can = np.array([(0.24, top + 0.10), (0.265, top + 0.10), (0.25, top + 0.19), (0.225, top + 0.19), (0.24, top + 0.10)])
+    can = np.array(
+        [(0.24, top + 0.10), (0.265, top + 0.10), (0.25, top + 0.19), (0.225, top + 0.19), (0.24, top + 0.10)]
+    )
     return [can, _curve([(0.26, top + 0.1), (0.42, top + 0.1), (0.45, 0.45), (0.36, base - 0.2), (0.30, base - 0.16)])]
 
 

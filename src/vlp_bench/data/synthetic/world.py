@@ -169,6 +169,15 @@ def sample_studies(studies: int, seed: int) -> list[SyntheticStudy]:
     return found[:studies]
 
 
+def device_side(device: str, jitter: tuple[float, ...]) -> str:
+    """Give the patient's side that a device enters from, or an empty text for those in the midline.
+
+    A chest tube lies opposite the central venous catheter; pacemakers are on the left.
+    """
+    catheter, drain = ("left", "right") if jitter[7] < 0.5 else ("right", "left")
+    return {"central venous catheter": catheter, "chest tube": drain, "pacemaker": "left"}.get(device, "")
+
+
 def split_of(patient_id: str) -> str:
     """Give the split of a patient from a hash of the id: about 80 % train, 8 % validate, 12 % test."""
     bucket = int(hashlib.md5(patient_id.encode(), usedforsecurity=False).hexdigest(), 16) % 100
@@ -261,7 +270,7 @@ def _sample_images(
 
 def _scatter(index: int, seed: int) -> int:
     """Map numbers below ten million one to one onto seven-digit numbers that look random."""
-    return (index * 7_654_321 + 1_234_567 * (seed + 1)) % 10_000_000
+    return (index * 3_719_587 + 4_093_871 * (seed + 1)) % 10_000_000
 
 
 def _date(day: int, second: int) -> tuple[str, str]:

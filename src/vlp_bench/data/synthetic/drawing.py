@@ -261,7 +261,11 @@ def _mark(rng: np.random.Generator, picture: Mask, view: str) -> None:
         x = 0.95 - x
     scale = size / 256.0
     at = (int(x * size), int(y * size))
-    cv2.putText(picture, letter, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, 235, max(1, round(1.6 * scale)), cv2.LINE_AA)
+    cv2.putText(
+        picture, letter, at, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * scale, 235, max(1, round(1.6 * scale)), cv2.LINE_AA
+    )
     if view == "AP" and rng.random() < 0.5:
         below = (max(0, at[0] - int(0.06 * size)), at[1] + int(0.05 * size))
-        cv2.putText(picture, "PORT", below, cv2.FONT_HERSHEY_SIMPLEX, 0.26 * scale, 190, max(1, round(scale)), cv2.LINE_AA)
+        cv2.putText(
+            picture, "PORT", below, cv2.FONT_HERSHEY_SIMPLEX, 0.26 * scale, 190, max(1, round(scale)), cv2.LINE_AA
+        )
