@@ -340,4 +340,3 @@ def _write_arrow(path: Path, table: pa.Table) -> None:
     ):
         # rows are fetched at random: small record batches keep each fetch short
         out.write_table(table, max_chunksize=128)
-    os.chmod(path, 0o644)
