@@ -94,9 +94,11 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
         sys.argv[:] = whole
         try:
             return getattr(import_module(module), name)(cfg)
-        except UserError as error:
+        except (UserError, HydraException) as error:
             # kept for the end: Hydra would print a traceback, and a sweep would stop at its first failure
-            failures.append(error)
+            if (known := _user_error(error)) is None:
+                raise
+            failures.append(known)
             return None
 
     task.__module__ = __name__
@@ -108,15 +110,19 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
         except (HydraException, OmegaConfBaseException) as error:
             if verbose:
                 raise
-            cause = error.__cause__
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__
-            raise UserError(str(cause) if cause else tree.explain(error)) from error
+            raise _user_error(error) or UserError(tree.explain(error)) from error
     for failure in failures[:-1]:
         print(f"vlp-bench: {failure}", file=sys.stderr)
     if failures:
         raise failures[-1]
     return 0
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """The UserError inside what Hydra wrapped around it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from vlp_bench.methods.base import VLPMethod
 
 
 def verify(cfg: DictConfig) -> None:
-    """Refuse a configuration whose targets or keywords are wrong, or whose seed is no number, before building.
+    """Refuse a configuration that cannot work before anything is built: targets, keywords, seed, accelerator.
 
     Raises:
         UserError: with every fault.
@@ -31,6 +31,8 @@ def verify(cfg: DictConfig) -> None:
     faults = check(cfg)
     if "seed" in cfg and not (isinstance(cfg.seed, int) and cfg.seed >= 0):
         faults.append(f"seed={cfg.seed}: expected a whole number from 0.")
+    if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        faults.append("trainer asks for a GPU and torch finds none. Use trainer=cpu, or trainer=ddp_cpu.")
     if faults:
         raise UserError(" ".join(faults))
 
@@ -73,10 +75,6 @@ def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[
     arguments = dict(OmegaConf.to_container(cfg, resolve=True)) | more  # type: ignore[arg-type]
     arguments.pop("_target_")
     quiet()
-    if arguments["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
-        raise UserError(
-            "trainer asks for a GPU and torch finds none. Use trainer=cpu, or trainer=ddp_cpu for two processes."
-        )
     return Trainer(
         default_root_dir=out,
         callbacks=callbacks,

@@ -1,6 +1,7 @@
 """The verb `pretrain`: configuration to a finished run directory with a bundle."""
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.distributed import rank_and_world
@@ -68,6 +70,9 @@ def run(cfg: DictConfig, out: Path) -> Path:
         console.print(f"{out} is finished; nothing to do (overwrite=true runs it again).", soft_wrap=True)
         return out
     build.verify(cfg)
+    if cfg.overwrite:
+        _clear(out)
+    resume = _resume_from(cfg, out)
     build.seed(cfg.seed)
     data = ensure(_section(cfg.data), Path(cfg.paths.cache), bundle.stored_size(cfg.vision.image_size))
     about = provenance(cfg) | {"data_fingerprint": data.fingerprint}
@@ -93,7 +98,6 @@ def run(cfg: DictConfig, out: Path) -> Path:
         seed=cfg.seed,
         limit=cfg.data.limit,
     )
-    resume = _resume_from(cfg, out)
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")
     loggers = build.loggers(cfg, out)
@@ -106,6 +110,13 @@ def run(cfg: DictConfig, out: Path) -> Path:
         raise UserError(f"Interrupted; the same command goes on from {out / 'checkpoints'}.")
     _finish(cfg, trainer, module, out, meta, about | {"wall_seconds": round(time.monotonic() - started, 1)})
     return out
+
+
+@rank_zero_only
+def _clear(out: Path) -> None:
+    (out / "run.json").unlink(missing_ok=True)
+    for folder in ("bundle", "checkpoints"):
+        shutil.rmtree(out / folder, ignore_errors=True)
 
 
 def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dict, about: dict) -> None:
@@ -144,7 +155,7 @@ def _resume_from(cfg: DictConfig, out: Path) -> str | None:
             raise UserError(f"resume={cfg.resume}: no such checkpoint. Use auto, never, or the path of a checkpoint.")
         return str(cfg.resume)
     last = out / "checkpoints" / "last.ckpt"
-    if not last.is_file() or cfg.overwrite:
+    if not last.is_file():
         return None
     log.info("resuming from %s", last)
     return str(last)
