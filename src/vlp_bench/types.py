@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-
 # Not typing.Self, which checkers that decorate single methods cannot resolve.
 _M = TypeVar("_M", bound="_Movable")
 

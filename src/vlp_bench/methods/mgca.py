@@ -11,20 +11,20 @@ An image and its report are aligned at three levels, L = L_ITA + L_CTA + L_CPA:
 CTA as sums over two directions but CPA as their mean, widths of the heads, sum of word pieces, [SEP] a word, [CLS] not)
 it takes the value of the authors' code. `variant=official` does what that code does. Every difference:
 
-    |                              | paper                                | official                  | source of paper |
-    |------------------------------|--------------------------------------|---------------------------|-----------------|
-    | position of a token          | its own                              | 0 for all                 | BERT, suppl A.2 |
-    | token types                  | BERT's                               | none                      | BERT, suppl A.2 |
-    | cross-attention              | learned Q, K, V, O, h heads, / √d    | none learned, cosine / τ  | suppl table 5   |
-    | weight of a token            | attention of [CLS] on it             | on the one after it       | suppl D         |
-    |                              | as it is                             | clipped to its 10-90 %    | suppl D         |
-    | report of 112 tokens or more | kept up to the cut, then [SEP]       | loses last word and [SEP] | implied         |
-    | padding in batch norm of CTA | no                                   | yes, up to 111 words      | implied         |
-    | padding among the negatives  | no                                   | yes                       | implied         |
-    | what a ViT's patch attended  | unit vector                          | as it is                  | cosine, implied |
-    | ITA contrast, CPA Sinkhorn   | all processes' samples               | this process's            | batch of 144    |
+    |                           | paper                       | official                    | source of paper  |
+    |---------------------------|-----------------------------|-----------------------------|------------------|
+    | position of a token       | its own                     | 0 for all                   | BERT, suppl. A.2 |
+    | token types               | BERT's                      | none                        | BERT, suppl. A.2 |
+    | cross-attention           | learned Q, K, V, O; h heads | no parameters, cosine / tau | suppl. table 5   |
+    | weight of a token         | attention of [CLS] on it    | ... on the token after it   | suppl. D         |
+    |                           | unclipped                   | clipped to their 10-90 %    | suppl. D         |
+    | report of 112 tokens      | whole                       | loses last word and [SEP]   | implied          |
+    | padding in batch norm     | no                          | yes, up to 111 words        | implied          |
+    | padding as negatives      | no                          | yes                         | implied          |
+    | what a ViT patch attended | unit vector                 | as it is                    | implied: cosine  |
+    | ITA contrast, Sinkhorn    | over all processes          | over one process            | batch of 144     |
 
-    Both: weights of a CNN's patches are uniform, weights carry no gradient, prototypes are set to unit length before
+    Both: patches of a CNN weigh alike, weights carry no gradient, prototypes are set to unit length before
     each use and are not updated in the first epoch, identical reports of two samples count as negatives.
     In the presets, not here: pixels in [0, 1] or [-1, 1], 16 or 32 bit, weight decay of biases and norms.
 

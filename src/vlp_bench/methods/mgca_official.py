@@ -17,12 +17,11 @@ def surviving_slots(index: Tokens, max_tokens: int) -> Int[Tensor, "B T"]:
     """Words that the code's walk along the tokens completes.
 
     It stops one token before the end, so that a report that fills all `max_tokens` never meets its [SEP], and the word
-    that is open then is not written.
+    that is open by then is not written.
     """
     slots = word_slots(index)
     full = index.mask.sum(1, keepdim=True) >= max_tokens
-    last_word = slots.amax(1, keepdim=True) - 1
-    return slots.masked_fill(full & (slots >= last_word), -1)
+    return slots.masked_fill(full & (slots >= slots[:, -2:-1]), -1)
 
 
 def shifted(saliency: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
