@@ -1,0 +1,57 @@
+# `make help` lists the targets. Everything runs in an environment of its own, .venv, which `make setup` makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+FAST := -m "not slow"
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test test-all demo smoke sanity bench notebooks wheel clean
+
+help:  ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP)  ## make the environment (a few minutes, once)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+lint: $(STAMP)  ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## put the style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(STAMP)  ## fast tests
+	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term:skip-covered
+
+test-all: $(STAMP)  ## every test: also DDP, wheel, kills, notebooks
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+demo: $(STAMP)  ## data, pre-training, evaluation and a report, in minutes
+	$(BIN)/vlp-bench demo
+
+smoke: $(STAMP)  ## the same in seconds, with numbers that mean nothing
+	$(BIN)/vlp-bench benchmark plan=smoke
+
+sanity: $(STAMP)  ## does pre-training help? 3 seeds on synthetic data (resumable, about half an hour)
+	$(BIN)/vlp-bench benchmark plan=sanity
+	$(BIN)/python benchmarks/sanity.py
+
+bench: $(STAMP)  ## speed of the data path, beside the naive one
+	$(BIN)/python benchmarks/data_path.py
+
+notebooks: $(STAMP)  ## run the notebooks
+	$(BIN)/python -m pytest tests/test_notebooks.py
+
+wheel: $(STAMP)  ## build the wheel
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove builds and caches (runs stay)
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .coverage

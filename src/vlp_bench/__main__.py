@@ -1,0 +1,7 @@
+"""`python -m vlp_bench`."""
+
+import sys
+
+from vlp_bench.cli import main
+
+sys.exit(main())

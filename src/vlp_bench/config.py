@@ -1,0 +1,183 @@
+"""The configuration tree: where it is, what it offers, whether what you wrote fits. Knows Hydra, never torch."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Iterator, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlp_bench.errors import UserError
+from vlp_bench.files import digest
+
+CONF = "vlp_bench.conf"
+#: Keys that say where and on what a run happens, not what it is.
+INCIDENTAL = ("hydra", "paths", "logger", "overwrite", "resume", "experiment", "note", "run", "checkpoint_steps")
+DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
+#: Keys whose value may be a path, which stands for what lies there.
+PATHS = ("dir", "raw_dir", "backbone", "weights", "vocab")
+#: Keys of a component that the engine reads and its constructor does not take.
+ENGINE_KEYS = {"method": {"name", "inputs"}, "task": {"name"}}
+
+
+class ExtensionPath(SearchPathPlugin):
+    """Adds the configuration packages that installed extensions declare (entry point group `vlp_bench.conf`)."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append one `pkg://` path an extension."""
+        for entry in entry_points(group=CONF):
+            search_path.append(f"extension {entry.name}", f"pkg://{entry.value}")
+
+
+def register() -> None:
+    """Make the resolvers and the extensions known to Hydra; may be called again."""
+    OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    Plugins.instance().register(ExtensionPath)
+
+
+def run_name(cfg: DictConfig) -> str:
+    """The last part of a run's directory: what it is called, and a hash of what it is."""
+    return f"{cfg.name}-{digest(identity(cfg), 8)}"
+
+
+def identity(cfg: DictConfig) -> dict[str, Any]:
+    """What a run is, as plain values: without paths, devices and loggers; inputs by what they hold."""
+    kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    kept._set_parent(None)
+    plain: dict[str, Any] = OmegaConf.to_container(kept, resolve=True)  # type: ignore[assignment]
+    plain = {k: v for k, v in plain.items() if k not in INCIDENTAL}
+    plain = _by_contents(plain)
+    plain["trainer"] = {k: v for k, v in (plain.get("trainer") or {}).items() if k not in DEVICES}
+    return plain
+
+
+def _by_contents(node: Any, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {k: _by_contents(v, k) for k, v in node.items() if k != "num_workers"}
+    return contents(node) if key in PATHS and isinstance(node, str) else node
+
+
+def contents(path: str) -> str:
+    """What names the contents of a path: a fingerprint of ours, a hash of the file; the text itself if it is none."""
+    place = Path(path)
+    for name, key in (("manifest.json", "fingerprint"), ("bundle/bundle.json", "hash"), ("bundle.json", "hash")):
+        try:
+            return str(json.loads((place / name).read_text())[key])
+        except (OSError, ValueError, KeyError):
+            continue
+    file = place / "metadata.csv" if place.is_dir() else place
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else path
+
+
+def compose_verb(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> DictConfig:
+    """The configuration of a verb, from Python.
+
+    Raises:
+        UserError: an unknown group, option or key.
+    """
+    register()
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    searched = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
+    try:
+        with initialize_config_module(CONF, version_base="1.3"):
+            return compose(verb, [*overrides, *searched])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    finally:
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
+
+
+def explain(error: BaseException) -> str:
+    """Hydra's complaint in a line or two, with what to do."""
+    text = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = error.__cause__
+    if isinstance(cause, OmegaConfBaseException | HydraException):
+        text.append(str(cause).splitlines()[0].strip())
+    options = [line for line in text if line and "search path" not in line and not line.startswith("provider=")]
+    known = "" if "Available options" not in str(error) else " vlp-bench config list shows what there is."
+    return (" ".join(options[:8]).rstrip(".") + "." + known).replace("set HYDRA_FULL_ERROR=1", "").strip()
+
+
+def groups() -> dict[str, list[str]]:
+    """Every shipped group with its options."""
+    root = root_dir()
+    found = {d.name: sorted(f.stem for f in d.glob("[!_]*.yaml")) for d in sorted(root.iterdir()) if d.is_dir()}
+    return {k: v for k, v in found.items() if v and k not in ("run", "paths")}
+
+
+def root_dir() -> Path:
+    """Where the shipped tree lies."""
+    from importlib.resources import files
+
+    return Path(str(files(CONF)))
+
+
+def verbs() -> list[str]:
+    """The verbs that have a primary configuration."""
+    return sorted(f.stem for f in root_dir().glob("*.yaml"))
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every mapping with a `_target_`, with its path."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from targets(value, f"{path}.{key}" if path else str(key))
+
+
+def check(cfg: DictConfig) -> list[str]:
+    """What is wrong with a composed configuration, without building anything: targets, keywords, missing values."""
+    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=False)
+    faults = []
+    for path, node in targets(plain):
+        try:
+            target = get_object(node["_target_"])
+        except Exception as error:
+            faults.append(
+                f"{path}._target_: {node['_target_']} cannot be imported ({error}). Is the module spelt right, and on "
+                "the path? `python -m vlp_bench` adds the current directory, an installed package is found anyway."
+            )
+            continue
+        faults += _keyword_faults(path, node, target)
+    return faults
+
+
+def _keyword_faults(path: str, node: dict[str, Any], target: Any) -> list[str]:
+    signatures = [inspect.signature(target.__init__ if inspect.isclass(target) else target)]
+    parameters = {n for s in signatures for n in s.parameters}
+    if inspect.isclass(target):
+        for base in target.__mro__[1:]:
+            takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target.__init__).parameters.values())
+            if takes_more and "__init__" in base.__dict__ and base is not object:
+                parameters |= set(inspect.signature(base.__init__).parameters)
+    elif any(p.kind is p.VAR_KEYWORD for p in signatures[0].parameters.values()):
+        return []
+    own = {k for k in node if not k.startswith("_")} - ENGINE_KEYS.get(path, set())
+    unknown = sorted(own - parameters)
+    return [f"{path}.{key}: {node['_target_']} takes no such argument." for key in unknown]
+
+
+def shadowed(config_dir: Path) -> list[str]:
+    """Files of a user's tree that are never read because a shipped file has their name."""
+    root = root_dir()
+    files = [f.relative_to(config_dir) for f in sorted(config_dir.rglob("*.yaml"))]
+    return [
+        f"{config_dir / f} is never read: a shipped {f.parent.name or 'configuration'} has that name. "
+        f"Rename it, and derive from the shipped one with `defaults: [{f.stem}]`."
+        for f in files
+        if (root / f).is_file()
+    ]

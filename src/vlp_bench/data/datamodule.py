@@ -1,0 +1,354 @@
+"""Prepared data to batches: one DataModule for every method, and one data set for the downstream tasks.
+
+What augmentation draws depends on (seed, epoch, step, rank) alone, so the number of workers changes nothing and a
+resumed run sees what an uninterrupted one would have seen.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from pytorch_lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from vlp_bench.data.images import crop
+from vlp_bench.data.store import PreparedData, TextForm
+from vlp_bench.data.tokenization import Pieces, Tokenizer
+from vlp_bench.distributed import rank_and_world
+from vlp_bench.errors import UserError
+from vlp_bench.types import StudyBatch, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a method reads.
+
+    Args:
+        sample: `image`: one sample per allowed image; `study`: one per study, with up to `views` of its images.
+        views: V of the batch.
+        frontal_only: leave lateral views out.
+        sections: see TextForm.
+        clean: see TextForm.
+        min_tokens: see TextForm.
+        max_tokens: longest text, [CLS] and [SEP] included.
+        shuffle_sentences: draw the order of the sentences anew each time, in training.
+        flip: chance of a left-right flip of image and report, in training.
+    """
+
+    sample: str = "image"
+    views: int = 1
+    frontal_only: bool = True
+    sections: str = "impression_findings"
+    clean: str = "alphanumeric"
+    min_tokens: int = 3
+    max_tokens: int = 112
+    shuffle_sentences: bool = False
+    flip: float = 0.0
+
+    @property
+    def form(self) -> TextForm:
+        """Which text of a report."""
+        return TextForm(self.sections, self.clean, self.min_tokens)
+
+
+class BatchKey(NamedTuple):
+    """Which samples make a batch, and what its random draws depend on."""
+
+    epoch: int
+    step: int
+    indices: np.ndarray
+
+
+class EpochBatches(Sampler[BatchKey]):
+    """Batches of one rank: a permutation of (seed, epoch), dealt to the ranks in turn.
+
+    Args:
+        size: number of samples.
+        batch_size: samples of a batch on this rank.
+        rank: this process.
+        world: number of processes.
+        seed: of the permutation.
+        shuffle: whether to permute.
+        drop_last: leave out an incomplete last batch; without it, ranks may differ by one sample.
+    """
+
+    def __init__(
+        self, size: int, batch_size: int, *, rank: int, world: int, seed: int, shuffle: bool, drop_last: bool
+    ) -> None:
+        self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
+        self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        joined = self.batch_size * self.world
+        return self.size // joined if self.drop_last else -(-self.size // joined)
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        order = np.arange(self.size)
+        if self.shuffle:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        joined = self.batch_size * self.world
+        start, self.start = self.start, 0
+        for step in range(start, len(self)):
+            yield BatchKey(self.epoch, step, order[step * joined : (step + 1) * joined][self.rank :: self.world])
+
+
+def assemble(
+    pieces: Pieces, rows: np.ndarray, tokenizer: Tokenizer, max_tokens: int, rng: np.random.Generator | None = None
+) -> Tokens:
+    """Word pieces of B texts with [CLS] and [SEP], padded to the longest of the batch.
+
+    Args:
+        pieces: of all texts.
+        rows: which texts, (B,).
+        tokenizer: gives the special tokens.
+        max_tokens: length to which a text is cut, special tokens included.
+        rng: where given, the order of each text's sentences is drawn from it before the cut.
+    """
+    starts, lengths = pieces.offsets[rows], np.diff(pieces.offsets)[rows]
+    columns = np.arange(max(int(lengths.max(initial=0)), 1))
+    inside = columns < lengths[:, None]
+    index = np.minimum(starts[:, None] + columns, max(len(pieces.ids) - 1, 0))
+    if rng is not None and len(pieces.ids):
+        sentence = np.where(inside, pieces.sentence[index], np.iinfo(np.int32).max)
+        rank = rng.random((len(rows), int(sentence[inside].max(initial=0)) + 1))
+        key = np.where(inside, np.take_along_axis(rank, np.where(inside, sentence, 0), 1), 2.0)
+        index = np.take_along_axis(index, np.argsort(key, axis=1, kind="stable"), 1)
+    index, inside = index[:, : max_tokens - 2], inside[:, : max_tokens - 2]
+    kept = inside.sum(1)
+
+    def framed(values: np.ndarray, cls: int, sep: int, pad: int) -> torch.Tensor:
+        out = np.full((len(rows), int(kept.max(initial=0)) + 2), pad, np.int64)
+        if len(values):
+            body = out[:, 1 : 1 + inside.shape[1]]
+            body[inside[:, : body.shape[1]]] = values[index][inside]
+        out[:, 0] = cls
+        out[np.arange(len(rows)), kept + 1] = sep
+        return torch.from_numpy(out)
+
+    ids = framed(pieces.ids, tokenizer.cls, tokenizer.sep, tokenizer.pad)
+    mask = torch.arange(ids.shape[1])[None] < torch.from_numpy(kept)[:, None] + 2
+    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), framed(pieces.sentence, -1, -1, -1))
+
+
+class StudyDataset(Dataset[StudyBatch]):
+    """Samples of one split; `dataset[key]` is a whole batch.
+
+    Args:
+        store: prepared data.
+        tokenizer: of the text encoder.
+        inputs: what the method reads.
+        split: train, val or test.
+        image_size: side of the square that is cut from the stored image.
+        seed: of the random draws.
+        augment: draw crops, flips and orders; otherwise the centre and the given order.
+
+    Raises:
+        UserError: no sample is left, or the stored images are too small.
+    """
+
+    def __init__(
+        self,
+        store: PreparedData,
+        tokenizer: Tokenizer,
+        inputs: Inputs,
+        split: str,
+        image_size: int,
+        seed: int,
+        augment: bool,
+    ) -> None:
+        if image_size > store.size:
+            raise UserError(
+                f"vision.image_size={image_size} is larger than the images in {store.path} ({store.size} px). "
+                f"Prepare with data.store_size={image_size} or more, or choose a smaller image size."
+            )
+        self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
+        self.image_size, self.seed, self.augment = image_size, seed, augment
+        self.plain, self.mirrored = store.pieces(tokenizer, inputs.form)
+        self.views = self._sample_table(split)
+        if len(self.views) == 0:
+            raise UserError(
+                f"{store.path} has no {split} sample for this method (sections={inputs.sections}, "
+                f"min_tokens={inputs.min_tokens}, frontal_only={inputs.frontal_only})."
+            )
+        self.study_of_image = store.images["study"].to_numpy()
+        self.study_ids = store.studies["study_id"].to_numpy()
+
+    def _sample_table(self, split: str) -> np.ndarray:
+        """Image rows of each sample, int64 (samples, V), -1 where there is none."""
+        images, inputs = self.store.images, self.inputs
+        long_enough = _word_counts(self.plain) >= inputs.min_tokens
+        use = (images["split"] == split).to_numpy() & long_enough[images["study"].to_numpy()]
+        if inputs.frontal_only:
+            use &= images["frontal"].to_numpy()
+        rows = np.flatnonzero(use)
+        if inputs.sample == "image":
+            table = np.full((len(rows), inputs.views), -1, np.int64)
+            table[:, 0] = rows
+            return table
+        frame = (
+            images.iloc[rows].assign(row=rows).sort_values(["study", "frontal", "row"], ascending=[True, False, True])
+        )
+        place = frame.groupby("study").cumcount().to_numpy()
+        keep = place < inputs.views
+        _, number = np.unique(frame["study"].to_numpy()[keep], return_inverse=True)
+        table = np.full((number.max(initial=-1) + 1, inputs.views), -1, np.int64)
+        table[number, place[keep]] = frame["row"].to_numpy()[keep]
+        return table
+
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def __getitem__(self, key: BatchKey) -> StudyBatch:
+        rng = np.random.default_rng([self.seed, key.epoch, key.step, rank_and_world()[0]])
+        rows = self.views[key.indices]
+        present = rows >= 0
+        study = self.study_of_image[rows[:, 0]]
+        flip = rng.random(len(rows)) < self.inputs.flip if self.augment else np.zeros(len(rows), bool)
+        return StudyBatch(
+            image=torch.from_numpy(self._images(rows, present, flip, rng)),
+            view_mask=torch.from_numpy(present),
+            flipped=torch.from_numpy(present & flip[:, None]),
+            text=self._text(study, flip, rng),
+            labels=torch.from_numpy(self.store.study_labels[study]),
+            study=torch.from_numpy(study.astype(np.int64)),
+            study_id=tuple(self.study_ids[study]),
+        )
+
+    def _images(self, rows: np.ndarray, present: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        pixels = self.store.pixels(rows[present])
+        span, size = self.store.size - self.image_size, self.image_size
+        corner = rng.integers(0, span + 1, (2, len(pixels))) if self.augment else np.full((2, len(pixels)), span // 2)
+        cut = crop(pixels, size, corner[0], corner[1])
+        mirrored = np.broadcast_to(flip[:, None], rows.shape)[present]
+        cut[mirrored] = cut[mirrored][:, :, ::-1]
+        out = np.zeros((*rows.shape, 1, size, size), np.uint8)
+        out[present, 0] = cut
+        return out
+
+    def _text(self, study: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> Tokens:
+        order = rng if self.augment and self.inputs.shuffle_sentences else None
+        seeds = [int(s) for s in rng.integers(0, 2**31, 1)] if order is not None else None
+
+        def of(pieces: Pieces) -> Tokens:
+            draw = np.random.default_rng(seeds) if seeds else None
+            return assemble(pieces, study, self.tokenizer, self.inputs.max_tokens, draw)
+
+        plain = of(self.plain)
+        return _choose(plain, of(self.mirrored), torch.from_numpy(flip)) if flip.any() else plain
+
+
+def _word_counts(pieces: Pieces) -> np.ndarray:
+    lengths = np.diff(pieces.offsets)
+    last = np.maximum(pieces.offsets[1:] - 1, 0)
+    return np.where(lengths > 0, pieces.word[last] + 1 if len(pieces.word) else 0, 0)
+
+
+def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor) -> Tokens:
+    """Rows of `other` where `use_other`, after padding both to one length."""
+    length = max(plain.ids.shape[1], other.ids.shape[1])
+
+    def merged(name: str, pad: int | bool) -> torch.Tensor:
+        a, b = (
+            torch.nn.functional.pad(getattr(t, name), (0, length - t.ids.shape[1]), value=pad) for t in (plain, other)
+        )
+        return torch.where(use_other[:, None], b, a)
+
+    return Tokens(merged("ids", 0), merged("mask", False), merged("word", -1), merged("sentence", -1))
+
+
+class MimicCxrDataModule(LightningDataModule):
+    """Images with reports for every method, from prepared data of any source.
+
+    Args:
+        store: prepared data.
+        tokenizer: of the text encoder.
+        inputs: what the method reads.
+        image_size: side of the network's input in pixels.
+        batch_size: samples a process and step.
+        num_workers: loader processes.
+        seed: of order and augmentation.
+        limit: use only so many samples of each split (for smoke runs); None takes all.
+    """
+
+    def __init__(
+        self,
+        store: PreparedData,
+        tokenizer: Tokenizer,
+        inputs: Inputs,
+        *,
+        image_size: int,
+        batch_size: int,
+        num_workers: int = 0,
+        seed: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
+        self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
+        self.seed, self.limit = seed, limit
+        self._resume_at = 0
+
+    def dataset(self, split: str, augment: bool) -> StudyDataset:
+        """Samples of one split."""
+        return StudyDataset(self.store, self.tokenizer, self.inputs, split, self.image_size, self.seed, augment)
+
+    def prepare_data(self) -> None:
+        """Tokenise, if this tokenizer has not been used here before (one process does it)."""
+        self.store.pieces(self.tokenizer, self.inputs.form)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of the training split."""
+        loader = self._loader("train", train=True)
+        loader.sampler.start, self._resume_at = self._resume_at, 0  # type: ignore[attr-defined]
+        return loader
+
+    def val_dataloader(self) -> DataLoader:
+        """Batches of the validation split, in order."""
+        return self._loader("val", train=False)
+
+    def _loader(self, split: str, train: bool) -> DataLoader:
+        data = self.dataset(split, augment=train)
+        rank, world = rank_and_world()
+        size = min(len(data), self.limit or len(data))
+        if train and size < self.batch_size * world:
+            raise UserError(
+                f"{self.store.path} has {size} training samples, fewer than one batch of {self.batch_size} x {world}. "
+                "Lower data.batch_size."
+            )
+        # a contrastive loss over a rest of one or two samples is no measure: whole batches only, where there is one
+        drop = train or size >= self.batch_size * world
+        sampler = EpochBatches(
+            size, self.batch_size, rank=rank, world=world, seed=self.seed, shuffle=train, drop_last=drop
+        )
+        return batch_loader(data, sampler, self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Batches of the current epoch that are done, for a resume in its middle."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
+        done = progress.current.completed if progress and not progress.is_last_batch else 0
+        return {"batches_done": done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue after the batches that were done."""
+        self._resume_at = state["batches_done"]
+
+
+def batch_loader(data: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
+    """A loader whose data set is asked for whole batches."""
+    return DataLoader(
+        data,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+        pin_memory=torch.cuda.is_available(),
+    )

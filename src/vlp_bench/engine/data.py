@@ -1,0 +1,165 @@
+"""The verbs `synthesize` and `prepare`, and prepared data for the verbs that need some."""
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+import vlp_bench.data.synthetic
+from vlp_bench.data.prepare import Plan, index_hash
+from vlp_bench.data.prepare import prepare as build
+from vlp_bench.data.store import PreparedData
+from vlp_bench.data.study import Source
+from vlp_bench.engine.progress import counted
+from vlp_bench.errors import UserError
+from vlp_bench.files import digest
+
+log = logging.getLogger(__name__)
+
+
+def synthesize(cfg: DictConfig) -> None:
+    """`vlp-bench synthesize layout=... out=... studies=... seed=...`."""
+    from vlp_bench.data.synthetic import write_raw
+
+    given(cfg, "out")
+    with counted(f"synthesize {cfg.layout}") as progress:
+        summary = write_raw(
+            cfg.layout,
+            Path(cfg.out),
+            studies=cfg.studies,
+            seed=cfg.seed,
+            size=cfg.size,
+            full_size=cfg.full_size,
+            workers=cfg.workers,
+            progress=progress,
+        )
+    print(f"{cfg.out}: " + ", ".join(f"{v} {k}" for k, v in summary.items()))
+
+
+def prepare(cfg: DictConfig) -> None:
+    """`vlp-bench prepare data=... data.raw_dir=... data.dir=...`."""
+    data = _plain(cfg.data)
+    if data.get("layout"):
+        store = ensure(data, Path(cfg.paths.cache), int(data["store_size"] or 256), cfg.workers)
+    else:
+        if not data["raw_dir"] or not data["dir"]:
+            raise UserError("prepare needs data.raw_dir=RAW (where the raw data lie) and data.dir=PREPARED (new).")
+        source = read(data, Path(data["raw_dir"]))
+        store = _build(data, source, Path(data["dir"]), int(data["store_size"] or 256), cfg.workers)
+    if cfg.tokens:
+        from vlp_bench.data.store import TextForm
+        from vlp_bench.data.tokenization import Tokenizer
+
+        inputs = cfg.method.inputs
+        tokenizer = Tokenizer.load(cfg.text.vocab, cfg.text.name, cfg.text.lowercase)
+        store.pieces(tokenizer, TextForm(inputs.sections, inputs.clean, inputs.min_tokens))
+    counts = store.manifest["counts"]
+    print(
+        f"{store.path}: {counts['images']} images of {counts['studies']} studies at {store.size} px, "
+        f"fingerprint {store.fingerprint}; what was lost and why: {store.path / 'prepare_report.json'}"
+    )
+
+
+def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | None = None) -> PreparedData:
+    """Prepared data for a `data` or `target` section: opened, or made once in the cache.
+
+    Args:
+        section: the resolved section.
+        cache: where synthetic data and the preparations of raw folders are kept.
+        size: side of the stored images, where the section leaves it open.
+        workers: processes for the preparation.
+
+    Raises:
+        UserError: neither `dir` nor `raw_dir` is given, or preparation fails.
+    """
+    if section.get("dir"):
+        return PreparedData(Path(section["dir"]), section.get("fingerprint"))
+    size = int(section.get("store_size") or size)
+    if section.get("layout"):
+        world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}
+        name = "synthetic-{layout}-{studies}x{size}px-seed{seed}-{code}".format(**world, code=_world_code())
+        if (cache / "prepared" / name / "manifest.json").exists():
+            return PreparedData(cache / "prepared" / name)
+        source = read(section, _synthetic_raw(cache / "raw" / name, world))
+        return _build(section, source, cache / "prepared" / name, size, workers)
+    group = "target" if "kind" in section else "data"
+    if not section.get("raw_dir"):
+        raise UserError(
+            f"{group}={section['name']} needs {group}.dir=PREPARED (made by vlp-bench prepare)"
+            + (f" or {group}.raw_dir=FOLDER." if section["name"] == "folder" else ".")
+        )
+    source = read(section, Path(section["raw_dir"]))
+    name = f"{section['name']}-{digest([index_hash(source), size, section['private']], 8)}"
+    return _build(section, source, cache / "prepared" / name, size, workers)
+
+
+def _world_code() -> str:
+    """Changes with the code that draws the synthetic world, so that a cache never outlives it."""
+    folder = Path(vlp_bench.data.synthetic.__file__).parent
+    return digest([f.read_text("utf-8") for f in sorted(folder.glob("*.py"))], 6)
+
+
+def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
+    from vlp_bench.data.synthetic import write_raw
+
+    if not folder.is_dir():
+        with counted(f"synthesize {world['layout']}") as progress:
+            write_raw(
+                world["layout"],
+                folder,
+                studies=world["studies"],
+                seed=world["seed"],
+                size=world["size"],
+                workers=_workers(None),
+                progress=progress,
+            )
+    return folder
+
+
+def _build(section: Mapping[str, Any], source: Source, out: Path, size: int, workers: int | None) -> PreparedData:
+    with counted(f"prepare {section['name']}") as progress:
+        build(
+            source,
+            out,
+            Plan(size),
+            private=bool(section["private"]),
+            max_bad_fraction=float(section["max_bad_fraction"]),
+            workers=_workers(workers),
+            progress=progress,
+        )
+    return PreparedData(out)
+
+
+def read(section: Mapping[str, Any], raw: Path) -> Source:
+    """What the section's reader finds in `raw`.
+
+    Raises:
+        UserError: there is no such directory, or the reader refuses what is in it.
+    """
+    if not raw.is_dir():
+        raise UserError(f"No raw data at {raw}: no such directory.")
+    options = {k: v for k, v in section["reader"].items() if k != "_target_"}
+    return get_object(section["reader"]["_target_"])(raw, **options)
+
+
+def _workers(wanted: int | None) -> int:
+    return wanted or min(len(os.sched_getaffinity(0)), 16)
+
+
+def _plain(section: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
+
+
+def given(cfg: DictConfig, *keys: str) -> None:
+    """Refuse a command that lacks a key it needs.
+
+    Raises:
+        UserError: naming it.
+    """
+    for key in keys:
+        if OmegaConf.is_missing(cfg, key):
+            raise UserError(f"vlp-bench {cfg.verb} needs {key}=...")

@@ -1,0 +1,131 @@
+"""The verb `evaluate`: a backbone, a target and a task to `result.json` and `predictions.parquet`."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from vlp_bench.encoders.bundle import Encoders, stored_size
+from vlp_bench.engine import build
+from vlp_bench.engine.data import ensure
+from vlp_bench.engine.pictures import draw_attention
+from vlp_bench.engine.progress import console
+from vlp_bench.engine.provenance import provenance
+from vlp_bench.errors import UserError
+from vlp_bench.files import read_json, whole, write_json
+from vlp_bench.tasks.base import Cell, Outcome, Target, Task
+
+SCHEMA = 1
+TARGET_KEYS = ("name", "kind", "labels", "uncertain", "views")
+
+
+def evaluate(cfg: DictConfig) -> Path:
+    """`vlp-bench evaluate`: returns the run directory."""
+    return run(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def run(cfg: DictConfig, out: Path) -> Path:
+    """Evaluate what `cfg` says into `out`.
+
+    Raises:
+        UserError: the backbone, the target or the combination cannot be used.
+    """
+    if (out / "result.json").exists() and not cfg.overwrite:
+        console.print(f"{out} is finished; nothing to do (overwrite=true runs it again).", soft_wrap=True)
+        return out
+    build.verify(cfg)
+    if not 0 < cfg.label_fraction <= 1:
+        raise UserError(f"label_fraction={cfg.label_fraction}: expected a share above 0 and at most 1.")
+    build.seed(cfg.seed)
+    started = time.monotonic()
+    about = provenance(cfg)
+    encoders = build.encoders(cfg)
+    section: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    store = ensure(section, Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
+    if encoders.vision.spec.image_size > store.size:
+        raise UserError(
+            f"{store.path} holds images of {store.size} px and this backbone reads "
+            f"{encoders.vision.spec.image_size}. Prepare the target with a larger target.store_size."
+        )
+    cell = Cell(
+        encoders=encoders,
+        target=Target(store, **{k: section[k] for k in TARGET_KEYS}),
+        adaptation=OmegaConf.to_container(cfg.adaptation, resolve=True),  # type: ignore[arg-type]
+        label_fraction=cfg.label_fraction,
+        draw=cfg.draw,
+        seed=cfg.seed,
+        split=cfg.split,
+        resamples=cfg.resamples,
+        out=out,
+        cache=Path(cfg.paths.cache),
+        trainer=lambda callbacks, **more: build.trainer(
+            cfg.trainer, out, callbacks, False, enable_progress_bar=False, **more
+        ),
+    )
+    task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
+    outcome = task.run(cell)
+    about |= {
+        "target_fingerprint": store.fingerprint,
+        "bundle_hash": encoders.hash,
+        "pretrain": {k: encoders.meta.get(k) for k in ("training", "provenance") if encoders.meta.get(k)},
+        "data_fingerprint": encoders.meta.get("provenance", {}).get("data_fingerprint"),
+        "wall_seconds": round(time.monotonic() - started, 1),
+    }
+    _write(cfg, out, encoders, task, outcome, about)
+    if cfg.pictures and cfg.task.name == "retrieval" and (not store.private or cfg.privacy.allow_media):
+        draw_attention(cell, cfg.pictures, out / "pictures")
+    _say(out, task, outcome)
+    return out
+
+
+def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with whole(out / "predictions.parquet") as temporary:
+        outcome.predictions.to_parquet(temporary, index=False)
+    result = {
+        "schema": SCHEMA,
+        "method": encoders.meta.get("method"),
+        "variant": encoders.meta.get("variant"),
+        "backbone": encoders.meta.get("name"),
+        "pretrain_seed": encoders.meta.get("pretrain_seed"),
+        "task": cfg.task.name,
+        "target": cfg.target.name,
+        "where": cfg.target.get("where"),
+        "split": cfg.split,
+        "protocol": cfg.protocol,
+        "label_fraction": cfg.label_fraction,
+        "draw": cfg.draw,
+        "adaptation": cfg.adaptation.name,
+        "seed": cfg.seed,
+        "primary": task.primary,
+        "labels": outcome.labels,
+        "metrics": outcome.metrics,
+        "trivial": outcome.trivial,
+        "facts": outcome.facts,
+        "demonstration": cfg.note,
+        "provenance": about,
+    }
+    write_json(out / "result.json", result)
+
+
+def _say(out: Path, task: Task, outcome: Outcome) -> None:
+    shown = {name: (outcome.metrics.get(task.primary), outcome.trivial.get(task.primary)) for name in [task.primary]}
+    for name, (value, trivial) in shown.items():
+        text = f"{name} {format_metric(value)}   trivial {format_metric(trivial)}"
+        console.print(f"{text}   {out / 'result.json'}", soft_wrap=True, highlight=False)
+
+
+def format_metric(metric: dict[str, Any] | None) -> str:
+    """`0.812 [0.790, 0.833]`, or a dash where there is no value."""
+    if not metric or metric["value"] is None:
+        return "-"
+    interval = f" [{metric['low']:.3f}, {metric['high']:.3f}]" if metric["low"] is not None else ""
+    return f"{metric['value']:.3f}{interval}"
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The result of a finished cell, or None."""
+    return read_json(out / "result.json", "a result") if (out / "result.json").exists() else None

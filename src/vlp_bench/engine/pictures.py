@@ -1,0 +1,67 @@
+"""Radiographs with what the model attends to."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from vlp_bench.data.datamodule import assemble
+from vlp_bench.files import whole, write_json
+from vlp_bench.tasks.base import Cell
+
+SIDE = 224
+
+
+@torch.inference_mode()
+def draw_attention(cell: Cell, count: int, out: Path) -> int:
+    """Write `count` test images, each beside its map over the patches, with the boxes of the truth; how many there are.
+
+    The map is the similarity of each patch with the image's own report where the method aligns patches, else the
+    attention of [CLS]; encoders with neither give no pictures.
+    """
+    encoders, store = cell.encoders, cell.target.store
+    images = store.images
+    rows = [r for r in np.flatnonzero((images["split"] == cell.split) & images["frontal"]) if store.boxes(r)][:count]
+    if not rows or count <= 0:
+        return 0
+    features = encoders.vision(cell.pixels(np.array(rows)), saliency=True)
+    maps, what = features.saliency, "attention of [CLS]"
+    if encoders.aligner is not None and encoders.text is not None:
+        pieces, _ = store.pieces(encoders.text.tokenizer, encoders.inputs.form)
+        studies = images["study"].to_numpy()[rows]
+        texts = encoders.text(assemble(pieces, studies, encoders.text.tokenizer, encoders.inputs.max_tokens))
+        local = encoders.aligner.local_similarity(features, texts)
+        if local is not None:
+            maps, what = local, "similarity of each patch with the study's report"
+    if maps is None:
+        return 0
+    grids = maps.float().unflatten(1, features.grid).numpy()
+    index = []
+    with whole(out) as folder:
+        folder.mkdir()
+        for number, (row, grid) in enumerate(zip(rows, grids, strict=True)):
+            name = f"{number:02d}.png"
+            cv2.imwrite(str(folder / name), _panel(cell, row, grid))
+            findings = ", ".join(sorted({str(b["label"]) for b in store.boxes(row)}))
+            index.append({"file": name, "caption": f"truth: {findings}", "group": f"{encoders.meta['name']}: {what}"})
+        write_json(folder / "index.json", index)
+    return len(index)
+
+
+def _panel(cell: Cell, row: int, grid: np.ndarray) -> np.ndarray:
+    """The image with its true boxes, and the image under its map, side by side, BGR."""
+    span = (cell.target.store.size - cell.image_size) // 2
+    gray = cv2.resize(cell.pixels(np.array([row]))[0, 0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    plain = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+    low, high = np.quantile(grid, [0.05, 0.95])
+    heat = np.clip((grid - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
+    heat = cv2.resize(heat, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
+    colour = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    weight = (0.55 * heat)[..., None]
+    mixed = (plain * (1 - weight) + colour * weight).astype(np.uint8)
+    for box in cell.target.store.boxes(row):
+        corners = (np.array(box["xyxy"]) - span) * SIDE / cell.image_size
+        a, b = tuple(int(v) for v in corners[:2]), tuple(int(v) for v in corners[2:])
+        cv2.rectangle(plain, a, b, (90, 200, 250), 1)
+    return np.concatenate([plain, mixed], axis=1)

@@ -1,0 +1,164 @@
+"""The verb `pretrain`: configuration to a finished run directory with a bundle."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+
+from vlp_bench.data.datamodule import MimicCxrDataModule
+from vlp_bench.distributed import rank_and_world
+from vlp_bench.encoders import bundle
+from vlp_bench.engine import build
+from vlp_bench.engine.data import ensure
+from vlp_bench.engine.progress import console
+from vlp_bench.engine.provenance import provenance
+from vlp_bench.errors import UserError
+from vlp_bench.files import read_json, write_json
+
+log = logging.getLogger(__name__)
+
+
+class SeededSteps(Callback):
+    """Seeds torch before each training step from (seed, epoch, batch, rank).
+
+    Dropout then draws the same whether a run was interrupted or not, without any generator state in the checkpoint.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Seed this step."""
+        key = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        torch.manual_seed(key % 2**63)
+
+
+class FiniteLoss(Callback):
+    """Stops a run whose loss is no longer finite, naming the studies of the batch; looks every few steps."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss where the logger looks anyway, so that no further wait on the device arises."""
+        if batch_idx % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
+            raise UserError(
+                f"The loss is {float(outputs['loss'])} at epoch {trainer.current_epoch}, batch {batch_idx} "
+                f"(studies {', '.join(batch.study_id[:4])}, ...). Lower optimizer.lr or set trainer.gradient_clip_val."
+            )
+
+
+def pretrain(cfg: DictConfig) -> Path:
+    """`vlp-bench pretrain`: returns the run directory."""
+    return run(cfg, Path(HydraConfig.get().runtime.output_dir))
+
+
+def run(cfg: DictConfig, out: Path) -> Path:
+    """Pre-train what `cfg` says into `out`; go on where an interrupted run of the same configuration stopped.
+
+    Raises:
+        UserError: the configuration, the data or a checkpoint cannot be used.
+    """
+    if (out / "run.json").exists() and not cfg.overwrite:
+        console.print(f"{out} is finished; nothing to do (overwrite=true runs it again).", soft_wrap=True)
+        return out
+    build.verify(cfg)
+    build.seed(cfg.seed)
+    data = ensure(_section(cfg.data), Path(cfg.paths.cache), bundle.stored_size(cfg.vision.image_size))
+    about = provenance(cfg) | {"data_fingerprint": data.fingerprint}
+    module = build.method(cfg)
+    inputs = build.inputs(cfg)
+    meta = {
+        "name": f"{cfg.method.name} {cfg.vision.name}",
+        "method": cfg.method.name,
+        "variant": cfg.method.get("variant", "paper"),
+        "pretrain_seed": cfg.seed,
+        "inputs": OmegaConf.to_container(cfg.method.inputs, resolve=True),
+        "private": data.private,
+        "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
+    }
+    module.record = {"config": _plain_config(cfg), "meta": meta}
+    module_data = MimicCxrDataModule(
+        data,
+        module.text.tokenizer if module.text is not None else build.text(cfg.text).tokenizer,
+        inputs,
+        image_size=cfg.vision.image_size,
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        limit=cfg.data.limit,
+    )
+    resume = _resume_from(cfg, out)
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")
+    loggers = build.loggers(cfg, out)
+    if resume:
+        loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
+    trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
+    started = time.monotonic()
+    trainer.fit(module, datamodule=module_data, ckpt_path=resume)
+    if trainer.interrupted:
+        raise UserError(f"Interrupted; the same command goes on from {out / 'checkpoints'}.")
+    _finish(cfg, trainer, module, out, meta, about | {"wall_seconds": round(time.monotonic() - started, 1)})
+    return out
+
+
+def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dict, about: dict) -> None:
+    trainer.strategy.barrier()
+    if trainer.is_global_zero:
+        best, steps = out / "checkpoints" / "best.ckpt", trainer.global_step
+        if cfg.select != "last" and best.is_file():
+            module.load_state_dict(torch.load(best, "cpu", weights_only=True)["state_dict"])
+        training = {"steps": steps, "epochs": trainer.current_epoch, "wall_seconds": about["wall_seconds"]}
+        digest = bundle.save(out / "bundle", module.parts(), meta | {"training": training})
+        record = {"schema": 1, "verb": "pretrain", **meta, "bundle_hash": digest, "training": training}
+        write_json(out / "run.json", record | {"provenance": about})
+        console.print(f"pre-trained {meta['name']}: {steps} steps, bundle in {out / 'bundle'}", soft_wrap=True)
+    trainer.strategy.barrier()
+
+
+def _callbacks(cfg: DictConfig, out: Path) -> list[Callback]:
+    folder = out / "checkpoints"
+    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
+    resume = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_steps, **common)
+    made: list[Callback] = [SeededSteps(cfg.seed), FiniteLoss(), resume]
+    if cfg.select != "last":
+        made.append(ModelCheckpoint(filename="best", monitor=cfg.select, **common))
+    if cfg.early_stop:
+        made.append(EarlyStopping(cfg.early_stop.monitor, patience=cfg.early_stop.patience))
+    if cfg.trainer.enable_progress_bar and rank_and_world()[0] == 0:
+        made.append(RichProgressBar())
+    return made
+
+
+def _resume_from(cfg: DictConfig, out: Path) -> str | None:
+    if cfg.resume == "never":
+        return None
+    if cfg.resume != "auto":
+        if not Path(cfg.resume).is_file():
+            raise UserError(f"resume={cfg.resume}: no such checkpoint. Use auto, never, or the path of a checkpoint.")
+        return str(cfg.resume)
+    last = out / "checkpoints" / "last.ckpt"
+    if not last.is_file() or cfg.overwrite:
+        return None
+    log.info("resuming from %s", last)
+    return str(last)
+
+
+def _section(cfg: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
+
+
+def _plain_config(cfg: DictConfig) -> dict[str, Any]:
+    kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
+    return OmegaConf.to_container(kept, resolve=True)  # type: ignore[return-value]
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The record of a finished run, or None."""
+    return read_json(out / "run.json", "a run record") if (out / "run.json").exists() else None

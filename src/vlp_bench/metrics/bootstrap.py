@@ -1,0 +1,117 @@
+"""Patient-level bootstrap: how often each patient is drawn, in chunks that fit in memory.
+
+Images of one patient resemble each other, so a resample draws patients, never single images: every image of a
+drawn patient counts as often as the patient was drawn.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+CHUNK_ELEMENTS = 2_000_000  # about 16 MB in float64: large enough to hide numpy's call overhead, small for caches
+LEVEL = 95.0
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Patients:
+    """The patients of N items, as consecutive integers.
+
+    Attributes:
+        index: (N,) intp, the patient of every item, in 0..count-1.
+        count: number of distinct patients.
+    """
+
+    index: NDArray[np.intp]
+    count: int
+
+    @classmethod
+    def of(cls, patients: ArrayLike) -> "Patients":
+        """Number the patients of N items.
+
+        Args:
+            patients: (N,) identifiers of any sortable dtype.
+
+        Raises:
+            ValueError: if `patients` is not one-dimensional or is empty.
+        """
+        array = np.asarray(patients)
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(f"patients must be a non-empty one-dimensional array, not of shape {array.shape}")
+        unique, index = np.unique(array, return_inverse=True)
+        return cls(index.astype(np.intp), len(unique))
+
+    def sums(self, values: NDArray) -> NDArray[np.float64]:
+        """Add up the rows of `values` (N, K) by patient, giving (count, K) float64."""
+        columns = [np.bincount(self.index, weights=column, minlength=self.count) for column in values.T]
+        return np.stack(columns, axis=1) if columns else np.zeros((self.count, 0))
+
+
+def patient_counts(
+    count: int, resamples: int, seed: int, *, width: int | None = None
+) -> Iterator[tuple[slice, NDArray[np.int32]]]:
+    """Yield how often each patient is drawn, a few resamples at a time.
+
+    The numbers depend on `seed` alone, not on the chunk size.
+
+    Args:
+        count: number of patients P.
+        resamples: number of resamples R in all.
+        seed: seed of the generator.
+        width: elements that the caller allocates per resample (P unless given); fixes the rows per chunk.
+
+    Yields:
+        The slice of resamples and their counts, (r, P) int32; every row sums to P.
+    """
+    rng = np.random.default_rng(seed)
+    rows = max(1, CHUNK_ELEMENTS // max(width or count, 1))
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        drawn = rng.integers(0, count, size=(stop - start, count))
+        drawn += np.arange(stop - start)[:, None] * count
+        flat = np.bincount(drawn.ravel(), minlength=(stop - start) * count)
+        yield slice(start, stop), flat.reshape(stop - start, count).astype(np.int32)
+
+
+def bootstrap_weights(patients: ArrayLike, resamples: int, seed: int = 0) -> Iterator[NDArray[np.int32]]:
+    """Yield the weight of every item in every resample, in chunks of resamples.
+
+    Args:
+        patients: (N,) patient of every item.
+        resamples: number of resamples R in all.
+        seed: seed of the generator.
+
+    Yields:
+        (r, N) int32 weights; stacked, the chunks are (R, N). Items of one patient share their weight.
+
+    Raises:
+        ValueError: if `patients` is not one-dimensional or is empty.
+    """
+    numbered = Patients.of(patients)
+    for _, counts in patient_counts(numbered.count, resamples, seed, width=len(numbered.index)):
+        yield counts[:, numbered.index]
+
+
+def entry(value: float, resampled: NDArray, n: int) -> Entry:
+    """Describe one metric by its value and its percentile interval.
+
+    Args:
+        value: the value on the data itself; nan when undefined.
+        resampled: (R,) values in the resamples; nan where a resample leaves the metric undefined (left out).
+        n: number of items behind the value.
+
+    Returns:
+        `{"value", "low", "high", "n"}` with None for what is undefined.
+    """
+    known = resampled[np.isfinite(resampled)]
+    if not np.isfinite(value):
+        return {"value": None, "low": None, "high": None, "n": int(n)}
+    if known.size == 0:
+        return {"value": float(value), "low": None, "high": None, "n": int(n)}
+    tail = (100.0 - LEVEL) / 2
+    low, high = np.percentile(known, [tail, 100.0 - tail])
+    return {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}

@@ -1,0 +1,82 @@
+"""How numbers, metrics and identifiers are written for people."""
+
+import re
+from collections.abc import Sequence
+
+METRIC_NAMES = {
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+    "accuracy": "accuracy",
+    "dice": "Dice",
+    "iou": "IoU",
+    "mrr": "mean reciprocal rank",
+    "median_rank": "median rank",
+    "i2t": "image to text",
+    "t2i": "text to image",
+}
+
+
+def rises(metric: str) -> bool:
+    """Tell whether more is better."""
+    return not re.search(r"rank|loss|error|hausdorff", metric.rsplit("/", 1)[-1])
+
+
+def number(value: float | None, metric: str) -> str:
+    """Write a value with the decimals that its metric deserves."""
+    if value is None:
+        return "–"
+    return f"{value:.{1 if 'rank' in metric else 3}f}".replace("-", "\u2212")
+
+
+def fraction_name(fraction: float | None) -> str:
+    """Write a label fraction as a percentage."""
+    return "no labels" if fraction is None or fraction == 0 else f"{100 * fraction:g}\u202f%"
+
+
+def metric_name(metric: str) -> str:
+    """Write a metric in words."""
+    if metric in METRIC_NAMES:
+        return METRIC_NAMES[metric]
+    head, _, tail = metric.partition("/")
+    if tail:
+        return f"{METRIC_NAMES.get(head, head)} {metric_name(tail)}"
+    return re.sub(r"^R@", "recall at ", metric)
+
+
+def words(name: str) -> str:
+    """Write an identifier in words."""
+    return name.replace("_", " ").replace("-", " ").strip()
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital, leaving the rest alone."""
+    return text[:1].upper() + text[1:]
+
+
+def short(fingerprint: str) -> str:
+    """Shorten a long hexadecimal fingerprint, leaving other text alone."""
+    match = re.fullmatch(r"(?:\w+:)?([0-9a-f]{10})[0-9a-f]{6,}", fingerprint)
+    return match[1] if match else fingerprint
+
+
+def counted(n: int, noun: str) -> str:
+    """Write a number with its noun in the singular or plural."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Join parts as a sentence does."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def duration(seconds: str | float | None) -> str:
+    """Write a number of seconds as people say it; empty when it is none."""
+    try:
+        whole = round(float(seconds or ""))
+    except (ValueError, OverflowError):
+        return ""
+    if whole < 60:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
