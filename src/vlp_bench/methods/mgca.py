@@ -61,6 +61,7 @@ class Words(NamedTuple):
 
 def gather_words(text: TextFeatures) -> Words:
     """Sum the vectors, and the attention of [CLS], over the pieces of each word."""
+    assert text.saliency is not None
     slots = word_slots(text.index)
     weight = sum_pieces(text.saliency[..., None], slots)[..., 0]
     mask = torch.arange(slots.shape[1], device=slots.device) <= slots.amax(1, keepdim=True)
@@ -95,6 +96,7 @@ class MGCA(VLPMethod):
     official = "vlp_bench.methods.mgca_official:MGCAOfficial"
     #: whether images and reports of all processes are compared
     across_processes: ClassVar[bool] = True
+    text: TextBackbone
 
     def __init__(
         self,
@@ -160,9 +162,9 @@ class MGCA(VLPMethod):
         v, t = unit(self.heads.image(image.pooled)), unit(self.heads.text(text.pooled))
         self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
         return {
-            "instance": sum(self.instance_terms(v, t)),
-            "token": sum(self.token_terms(image, text)) / 2,
-            "prototype": sum(self.prototype_terms(v, t)) / 2,
+            "instance": torch.stack(self.instance_terms(v, t)).sum(),
+            "token": torch.stack(self.token_terms(image, text)).sum() / 2,
+            "prototype": torch.stack(self.prototype_terms(v, t)).sum() / 2,
         }
 
     def instance_terms(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor]:
@@ -176,7 +178,7 @@ class MGCA(VLPMethod):
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA: both directions of the words, then of the patches."""
         words = gather_words(text)
-        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors, words.mask))
+        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors, words.mask))  # type: ignore[misc]
         of_words = unit(self.word_attention(w, p, p, need_weights=False)[0])
         of_patches = unit(self.patch_attention(p, w, w, key_padding_mask=~words.mask, need_weights=False)[0])
         patch_weight = torch.ones_like(p[..., 0]) if image.saliency is None else image.saliency
@@ -191,10 +193,9 @@ class MGCA(VLPMethod):
         with torch.no_grad():
             self.prototypes.weight.copy_(unit(self.prototypes.weight))
         of_image, of_text = (similarity(x, self.prototypes.weight) for x in (v, t))
+        image_codes, text_codes = self.codes(of_image), self.codes(of_text)
         tau = self.temperatures["prototype"]
-        return swapped_prediction(of_text, self.codes(of_image), tau), swapped_prediction(
-            of_image, self.codes(of_text), tau
-        )
+        return swapped_prediction(of_text, image_codes, tau), swapped_prediction(of_image, text_codes, tau)
 
     def codes(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Soft assignment to the prototypes, without gradient."""

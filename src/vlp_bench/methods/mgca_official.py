@@ -31,6 +31,7 @@ def shifted(saliency: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
 
 def gather_words(text: TextFeatures, max_tokens: int) -> Words:
     """Words as sums of pieces, padded with zero vectors to `max_tokens` - 1 slots; the mask marks the written ones."""
+    assert text.saliency is not None
     slots = surviving_slots(text.index, max_tokens)
     vectors = sum_pieces(text.tokens, slots)
     weight = sum_pieces(shifted(text.saliency)[..., None], slots)
@@ -87,5 +88,5 @@ class MGCAOfficial(MGCA):
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA; padded slots enter the batch statistics of the words' head and the negatives."""
         words = gather_words(text, self.max_tokens)
-        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors))
+        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors))  # type: ignore[misc]
         return contrast_tokens(p, w, image.saliency, words.weight, words.mask, self.temperatures["token"])
