@@ -22,8 +22,7 @@ def similarity(a: Float[Tensor, "B E"], b: Float[Tensor, "N E"], temperature: fl
 def info_nce(
     rows: Float[Tensor, "B E"], columns: Float[Tensor, "N E"], temperature: float, offset: int = 0
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of finding, for each row, its partner among the columns (one direction of MGCA's ITA, as
-    ConVIRT and CLIP).
+    """Cross-entropy of finding each row's partner among the columns; one direction of MGCA's ITA, ConVIRT, CLIP.
 
     Args:
         rows: unit vectors of this process.

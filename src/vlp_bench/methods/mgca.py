@@ -11,20 +11,20 @@ An image and its report are aligned at three levels, L = L_ITA + L_CTA + L_CPA:
 CTA as sums over two directions but CPA as their mean, widths of the heads, sum of word pieces, [SEP] a word, [CLS] not)
 it takes the value of the authors' code. `variant=official` does what that code does. Every difference:
 
-    |                              | paper                                | official                  | source of paper |
-    |------------------------------|--------------------------------------|---------------------------|-----------------|
-    | position of a token          | its own                              | 0 for all                 | BERT, suppl A.2 |
-    | token types                  | BERT's                               | none                      | BERT, suppl A.2 |
-    | cross-attention              | learned Q, K, V, O, h heads, / √d    | none learned, cosine / τ  | suppl table 5   |
-    | weight of a token            | attention of [CLS] on it             | on the one after it       | suppl D         |
-    |                              | as it is                             | clipped to its 10-90 %    | suppl D         |
-    | report of 112 tokens or more | kept up to the cut, then [SEP]       | loses last word and [SEP] | implied         |
-    | padding in batch norm of CTA | no                                   | yes, up to 111 words      | implied         |
-    | padding among the negatives  | no                                   | yes                       | implied         |
-    | what a ViT's patch attended  | unit vector                          | as it is                  | cosine, implied |
-    | ITA contrast, CPA Sinkhorn   | all processes' samples               | this process's            | batch of 144    |
+    |                           | paper                       | official                    | source of paper  |
+    |---------------------------|-----------------------------|-----------------------------|------------------|
+    | position of a token       | its own                     | 0 for all                   | BERT, suppl. A.2 |
+    | token types               | BERT's                      | none                        | BERT, suppl. A.2 |
+    | cross-attention           | learned Q, K, V, O; h heads | no parameters, cosine / tau | suppl. table 5   |
+    | weight of a token         | attention of [CLS] on it    | ... on the token after it   | suppl. D         |
+    |                           | unclipped                   | clipped to their 10-90 %    | suppl. D         |
+    | report of 112 tokens      | whole                       | loses last word and [SEP]   | implied          |
+    | padding in batch norm     | no                          | yes, up to 111 words        | implied          |
+    | padding as negatives      | no                          | yes                         | implied          |
+    | what a ViT patch attended | unit vector                 | as it is                    | implied: cosine  |
+    | ITA contrast, Sinkhorn    | over all processes          | over one process            | batch of 144     |
 
-    Both: weights of a CNN's patches are uniform, weights carry no gradient, prototypes are set to unit length before
+    Both: patches of a CNN weigh alike, weights carry no gradient, prototypes are set to unit length before
     each use and are not updated in the first epoch, identical reports of two samples count as negatives.
     In the presets, not here: pixels in [0, 1] or [-1, 1], 16 or 32 bit, weight decay of biases and norms.
 
@@ -61,6 +61,7 @@ class Words(NamedTuple):
 
 def gather_words(text: TextFeatures) -> Words:
     """Sum the vectors, and the attention of [CLS], over the pieces of each word."""
+    assert text.saliency is not None
     slots = word_slots(text.index)
     weight = sum_pieces(text.saliency[..., None], slots)[..., 0]
     mask = torch.arange(slots.shape[1], device=slots.device) <= slots.amax(1, keepdim=True)
@@ -95,6 +96,7 @@ class MGCA(VLPMethod):
     official = "vlp_bench.methods.mgca_official:MGCAOfficial"
     #: whether images and reports of all processes are compared
     across_processes: ClassVar[bool] = True
+    text: TextBackbone
 
     def __init__(
         self,
@@ -160,9 +162,9 @@ class MGCA(VLPMethod):
         v, t = unit(self.heads.image(image.pooled)), unit(self.heads.text(text.pooled))
         self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
         return {
-            "instance": sum(self.instance_terms(v, t)),
-            "token": sum(self.token_terms(image, text)) / 2,
-            "prototype": sum(self.prototype_terms(v, t)) / 2,
+            "instance": torch.stack(self.instance_terms(v, t)).sum(),
+            "token": torch.stack(self.token_terms(image, text)).sum() / 2,
+            "prototype": torch.stack(self.prototype_terms(v, t)).sum() / 2,
         }
 
     def instance_terms(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor]:
@@ -176,7 +178,7 @@ class MGCA(VLPMethod):
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA: both directions of the words, then of the patches."""
         words = gather_words(text)
-        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors, words.mask))
+        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors, words.mask))  # type: ignore[misc]
         of_words = unit(self.word_attention(w, p, p, need_weights=False)[0])
         of_patches = unit(self.patch_attention(p, w, w, key_padding_mask=~words.mask, need_weights=False)[0])
         patch_weight = torch.ones_like(p[..., 0]) if image.saliency is None else image.saliency
@@ -191,10 +193,9 @@ class MGCA(VLPMethod):
         with torch.no_grad():
             self.prototypes.weight.copy_(unit(self.prototypes.weight))
         of_image, of_text = (similarity(x, self.prototypes.weight) for x in (v, t))
+        image_codes, text_codes = self.codes(of_image), self.codes(of_text)
         tau = self.temperatures["prototype"]
-        return swapped_prediction(of_text, self.codes(of_image), tau), swapped_prediction(
-            of_image, self.codes(of_text), tau
-        )
+        return swapped_prediction(of_text, image_codes, tau), swapped_prediction(of_image, text_codes, tau)
 
     def codes(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Soft assignment to the prototypes, without gradient."""

@@ -17,12 +17,11 @@ def surviving_slots(index: Tokens, max_tokens: int) -> Int[Tensor, "B T"]:
     """Words that the code's walk along the tokens completes.
 
     It stops one token before the end, so that a report that fills all `max_tokens` never meets its [SEP], and the word
-    that is open then is not written.
+    that is open by then is not written.
     """
     slots = word_slots(index)
     full = index.mask.sum(1, keepdim=True) >= max_tokens
-    last_word = slots.amax(1, keepdim=True) - 1
-    return slots.masked_fill(full & (slots >= last_word), -1)
+    return slots.masked_fill(full & (slots >= slots[:, -2:-1]), -1)
 
 
 def shifted(saliency: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -32,6 +31,7 @@ def shifted(saliency: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
 
 def gather_words(text: TextFeatures, max_tokens: int) -> Words:
     """Words as sums of pieces, padded with zero vectors to `max_tokens` - 1 slots; the mask marks the written ones."""
+    assert text.saliency is not None
     slots = surviving_slots(text.index, max_tokens)
     vectors = sum_pieces(text.tokens, slots)
     weight = sum_pieces(shifted(text.saliency)[..., None], slots)
@@ -88,5 +88,5 @@ class MGCAOfficial(MGCA):
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA; padded slots enter the batch statistics of the words' head and the negatives."""
         words = gather_words(text, self.max_tokens)
-        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors))
+        p, w = unit(self.heads.patch(image.tokens)), unit(self.heads.word(words.vectors))  # type: ignore[misc]
         return contrast_tokens(p, w, image.saliency, words.weight, words.mask, self.temperatures["token"])

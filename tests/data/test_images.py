@@ -1,0 +1,41 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlp_bench.data.images import center_crop, crop, resize_and_pad
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(8, 64))
+def test_the_image_fills_the_longer_side_and_is_centred(height, width, size):
+    square, geometry = resize_and_pad(np.full((height, width), 200, np.uint8), size)
+    rows, columns = square.any(1), square.any(0)
+    assert square.shape == (size, size)
+    assert set(np.unique(square)) <= {0, 200}
+    assert (rows.argmax(), columns.argmax()) == (geometry.top, geometry.left)
+    assert max(rows.sum(), columns.sum()) == size
+    assert 0 <= rows[::-1].argmax() - geometry.top <= 1
+    assert 0 <= columns[::-1].argmax() - geometry.left <= 1
+
+
+def test_boxes_and_masks_follow_the_pixels():
+    mask = np.zeros((100, 60), np.uint8)
+    mask[20:40, 10:30] = 1
+    _, geometry = resize_and_pad(mask, 50)
+    moved = geometry.mask(mask, 50)
+    box = geometry.boxes(np.array([[10, 20, 30, 40]]))
+    assert box.tolist() == [[15, 10, 25, 20]]
+    assert geometry.original_boxes(box).tolist() == [[10, 20, 30, 40]]
+    assert np.argwhere(moved).min(0).tolist() == [10, 15]
+    assert (np.argwhere(moved).max(0) + 1).tolist() == [20, 25]
+    with pytest.raises(ValueError, match="does not belong"):
+        geometry.mask(mask.T, 50)
+
+
+def test_each_image_is_cut_at_its_own_corner():
+    images = np.random.default_rng(0).integers(0, 256, (3, 10, 12), np.uint8)
+    tops, lefts = np.array([0, 3, 6]), np.array([8, 2, 0])
+    cut = crop(images, 4, tops, lefts)
+    for i in range(3):
+        assert np.array_equal(cut[i], images[i, tops[i] : tops[i] + 4, lefts[i] : lefts[i] + 4])
+    assert np.array_equal(center_crop(images, 4), images[:, 3:7, 4:8])
