@@ -318,16 +318,14 @@ class MimicCxrDataModule(LightningDataModule):
         data = self.dataset(split, augment=train)
         rank, world = rank_and_world()
         size = min(len(data), self.limit or len(data))
-        if train and size < self.batch_size * world:
+        # contrasts are gathered over ranks and need whole, equal batches; validation makes them smaller if it must
+        batch = self.batch_size if train else min(self.batch_size, size // world)
+        if batch == 0 or size < batch * world:
             raise UserError(
-                f"{self.store.path} has {size} training samples, fewer than one batch of {self.batch_size} x {world}. "
-                "Lower data.batch_size."
+                f"{self.store.path} has {size} {split} samples, fewer than one batch of {self.batch_size} x {world}. "
+                "Lower data.batch_size or the number of devices."
             )
-        # a contrastive loss over a rest of one or two samples is no measure: whole batches only, where there is one
-        drop = train or size >= self.batch_size * world
-        sampler = EpochBatches(
-            size, self.batch_size, rank=rank, world=world, seed=self.seed, shuffle=train, drop_last=drop
-        )
+        sampler = EpochBatches(size, batch, rank=rank, world=world, seed=self.seed, shuffle=train, drop_last=True)
         return batch_loader(data, sampler, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:

@@ -254,7 +254,8 @@ def _image_row(
 ) -> dict[str, Any] | None:
     try:
         gray = decode_gray(root / ref.path, plan.size)
-        size = Image.open(root / ref.path).size
+        with Image.open(root / ref.path) as image:
+            size = image.size
     except Exception as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)[:160] or type(error).__name__
         problems.append(Problem("broken image", ref.path, reason))
