@@ -432,7 +432,7 @@ def _opacity(author: _Author, f: Finding) -> _Noun:
 
 def _effusion(author: _Author, f: Finding) -> _Noun:
     degree = author.pick(
-        (("small", "trace", "tiny"), ("moderate", "moderate-sized"), ("large", "massive"))[f.severity - 1]
+        (("small", "trace", "tiny"), ("moderate", "moderate-sized"), ("large", "sizeable"))[f.severity - 1]
     )
     if f.side == "bilateral":
         return _Noun(f"{degree} bilateral pleural effusions", "many")
