@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 
 from vlp_bench.data.synthetic.anatomy import Points
 
-Mask = NDArray[np.uint8]
-Plane = NDArray[np.float32]
+# OpenCV's stubs promise arrays of no particular kind, hence Any.
+Mask = NDArray[Any]  # uint8 (size, size), 0 to 255
+Plane = NDArray[Any]  # float32 (size, size)
 
 _SHIFT = 4  # sub-pixel bits of the corners given to OpenCV
 

@@ -231,8 +231,8 @@ def _expose(rng: np.random.Generator, canvas: Canvas, total: Plane, view: str) -
     grain, size = rng.uniform(0.008, 0.022), canvas.size
     # Grain comes from a stream of its own: how many pixels it fills must not shift the numbers drawn after it.
     noise = rng.spawn(1)[0].standard_normal((size, size), np.float32)
-    grey = 1.0 - np.exp(-1.15 * np.maximum(total, 0.0))
-    grey = cv2.pow(np.clip(1.16 * contrast * grey + bright, 0.0, 1.0), gamma)
+    stopped = 1.0 - np.exp(-1.15 * np.maximum(total, 0.0))
+    grey = cv2.pow(np.clip(1.16 * contrast * stopped + bright, 0.0, 1.0), gamma)
     picture = cv2.addWeighted(grey, 255.0, noise, 255.0 * grain, 0.0, dtype=cv2.CV_8U)
     _mark(rng, picture, view)
     edge = (rng.random(4) < 0.15) * rng.uniform(0.0, 0.035, 4) * size  # the collimator's black border

@@ -286,15 +286,16 @@ def _write_annotations(
     found, drawn = annotate(image, job.size)
     boxes, masks = [], []
     for box in found:
-        x0, y0, x1, y1 = (
-            min(max(end + margins[k % 2], 0), (width, height)[k % 2]) for k, end in enumerate(box["xyxy"])
-        )
+        ends = np.array(box["xyxy"]) + np.array(margins[:2] * 2)
+        x0, y0, x1, y1 = np.clip(ends, 0, [width, height, width, height]).tolist()
         if x1 > x0 and y1 > y0:
             boxes.append({"label": box["label"], "xywh": [x0, y0, x1 - x0, y1 - y0], "origin": "synthetic"})
     for label, mask in drawn.items():
-        path = f"masks/{image.image_id}_{label.lower().replace(' ', '-')}.png"
-        _save_mask(job.root / path, _crop(mask, margins))
-        masks.append({"label": label, "path": path, "origin": "synthetic"})
+        kept = _crop(mask, margins)
+        if kept.any():
+            path = f"masks/{image.image_id}_{label.lower().replace(' ', '-')}.png"
+            _save_mask(job.root / path, kept)
+            masks.append({"label": label, "path": path, "origin": "synthetic"})
     return boxes, masks
 
 

@@ -131,6 +131,7 @@ def _sample_images(
 ) -> tuple[SyntheticImage, ...]:
     """Draw the views of a study; the sicker patient is more often X-rayed in bed (AP)."""
     bedside = 0.65 if any(f.name == "Support Devices" for f in findings) else 0.3
+    views: tuple[str, ...]
     if rng.random() < bedside:
         views = _PORTABLE_SETS[int(rng.choice(3, p=[0.75, 0.15, 0.10]))]
     else:
