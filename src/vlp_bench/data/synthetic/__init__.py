@@ -7,6 +7,7 @@ archive. A seed fixes all of it; study ``i`` of a seed is the same however many 
 from vlp_bench.data.synthetic.drawing import annotate, render
 from vlp_bench.data.synthetic.language import HEDGES, MENTIONS
 from vlp_bench.data.synthetic.layouts import LAYOUTS, write_raw
+from vlp_bench.data.synthetic.sampling import sample_studies, split_of
 from vlp_bench.data.synthetic.vocabulary import SPECIAL_TOKENS, VOCABULARY, train_vocabulary
 from vlp_bench.data.synthetic.world import (
     CHEXPERT_LABELS,
@@ -16,8 +17,6 @@ from vlp_bench.data.synthetic.world import (
     Finding,
     SyntheticImage,
     SyntheticStudy,
-    sample_studies,
-    split_of,
 )
 
 __all__ = [

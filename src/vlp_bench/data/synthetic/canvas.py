@@ -1,6 +1,8 @@
 """Drawing in unit coordinates: outlines and paths become soft-edged masks at any resolution."""
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -8,8 +10,9 @@ from numpy.typing import NDArray
 
 from vlp_bench.data.synthetic.anatomy import Points
 
-Mask = NDArray[np.uint8]
-Plane = NDArray[np.float32]
+# OpenCV's stubs promise arrays of no particular kind, hence Any.
+Mask = NDArray[Any]  # uint8 (size, size), 0 to 255
+Plane = NDArray[Any]  # float32 (size, size)
 
 _SHIFT = 4  # sub-pixel bits of the corners given to OpenCV
 
@@ -58,9 +61,10 @@ class Canvas:
         pixels = sigma * self.size
         if pixels < 0.3:
             return mask
-        factor = int(pixels // 2.0)
+        factor = int(pixels // 1.5)
         if factor < 2:
-            return cv2.GaussianBlur(mask, (0, 0), pixels)
+            reach = 2 * math.ceil(2.2 * pixels) + 1
+            return cv2.GaussianBlur(mask, (reach, reach), pixels)
         small = cv2.resize(mask, (max(8, self.size // factor),) * 2, interpolation=cv2.INTER_AREA)
         small = cv2.GaussianBlur(small, (0, 0), pixels / factor)
         return cv2.resize(small, (self.size, self.size), interpolation=cv2.INTER_LINEAR)

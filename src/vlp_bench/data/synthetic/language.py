@@ -5,7 +5,7 @@ writing, so they are what a perfect labeler would read in the text, not what was
 """
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -321,7 +321,8 @@ def _resolved(author: _Author, before: dict[str, Finding], present: set[str]) ->
 
 def _negate(author: _Author, present: set[str]) -> list[str]:
     """Deny some of what is absent, nothing twice."""
-    sentences, denied = [], set()
+    sentences: list[str] = []
+    denied: set[str] = set()
     for labels, share, options in _NEGATIONS:
         if not present & set(labels) and not denied & set(labels) and author.chance(share):
             sentences.append(author.pick(options))
@@ -329,7 +330,6 @@ def _negate(author: _Author, present: set[str]) -> list[str]:
             for label in labels:
                 if author.labels[label] is None:
                     author.note(label, 0)
-    # A sentence that denies what another one suspects would contradict it.
     return [sentences[i] for i in author.rng.permutation(len(sentences))]
 
 
@@ -432,7 +432,7 @@ def _opacity(author: _Author, f: Finding) -> _Noun:
 
 def _effusion(author: _Author, f: Finding) -> _Noun:
     degree = author.pick(
-        (("small", "trace", "tiny"), ("moderate", "moderate-sized"), ("large", "massive"))[f.severity - 1]
+        (("small", "trace", "tiny"), ("moderate", "moderate-sized"), ("large", "sizeable"))[f.severity - 1]
     )
     if f.side == "bilateral":
         return _Noun(f"{degree} bilateral pleural effusions", "many")
@@ -465,7 +465,7 @@ def _device(author: _Author, f: Finding, device: str) -> _Noun:
     return _Noun(author.pick(options[device]))
 
 
-_NOUNS = {
+_NOUNS: dict[str, Callable[..., _Noun]] = {
     "Atelectasis": _atelectasis,
     "Cardiomegaly": _cardiomegaly,
     "Consolidation": _consolidation,

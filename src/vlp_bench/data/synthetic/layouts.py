@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_bench.data.synthetic.drawing import annotate, render
-from vlp_bench.data.synthetic.world import CHEXPERT_LABELS, SyntheticImage, SyntheticStudy, sample_studies
+from vlp_bench.data.synthetic.sampling import sample_studies
+from vlp_bench.data.synthetic.world import CHEXPERT_LABELS, SyntheticImage, SyntheticStudy
 from vlp_bench.errors import UserError
 
 Progress = Callable[[int, int], None]
@@ -73,7 +74,7 @@ def write_raw(
         UserError: If ``out`` holds something or an argument makes no sense.
     """
     out = Path(out)
-    _check(layout, out, workers, full_size, quality)
+    _check(layout, out, studies, workers, full_size, quality)
     made = sample_studies(studies, seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
@@ -95,11 +96,13 @@ def write_raw(
     return _count(made)
 
 
-def _check(layout: str, out: Path, workers: int, full_size: bool, quality: int) -> None:
+def _check(layout: str, out: Path, studies: int, workers: int, full_size: bool, quality: int) -> None:
     if layout not in _LAYOUTS:
         raise UserError(f"synthetic data: layout={layout!r} is not known: choose one of {', '.join(_LAYOUTS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not empty: remove it or choose another directory")
+    if studies < 1:
+        raise UserError(f"synthetic data: studies={studies}: give at least 1")
     if workers < 1:
         raise UserError(f"synthetic data: workers={workers}: give at least 1")
     if not 1 <= quality <= 100:
@@ -228,7 +231,7 @@ def _mimic_metadata(study: SyntheticStudy, image: SyntheticImage, shape: tuple[i
 
 def _write_mimic_tables(root: Path, tables: Rows) -> None:
     """Write the compressed tables; both labelers of MIMIC-CXR read the same in these plain sentences."""
-    for name, rows in ({"metadata": [], "split": [], "chexpert": []} | tables).items():
+    for name, rows in tables.items():
         for table in ("chexpert", "negbio") if name == "chexpert" else (name,):
             _write_table(root / f"mimic-cxr-2.0.0-{table}.csv.gz", rows)
 
@@ -283,20 +286,21 @@ def _write_annotations(
     found, drawn = annotate(image, job.size)
     boxes, masks = [], []
     for box in found:
-        x0, y0, x1, y1 = (
-            min(max(end + margins[k % 2], 0), (width, height)[k % 2]) for k, end in enumerate(box["xyxy"])
-        )
+        ends = np.array(box["xyxy"]) + np.array(margins[:2] * 2)
+        x0, y0, x1, y1 = np.clip(ends, 0, [width, height, width, height]).tolist()
         if x1 > x0 and y1 > y0:
             boxes.append({"label": box["label"], "xywh": [x0, y0, x1 - x0, y1 - y0], "origin": "synthetic"})
     for label, mask in drawn.items():
-        path = f"masks/{image.image_id}_{label.lower().replace(' ', '-')}.png"
-        _save_mask(job.root / path, _crop(mask, margins))
-        masks.append({"label": label, "path": path, "origin": "synthetic"})
+        kept = _crop(mask, margins)
+        if kept.any():
+            path = f"masks/{image.image_id}_{label.lower().replace(' ', '-')}.png"
+            _save_mask(job.root / path, kept)
+            masks.append({"label": label, "path": path, "origin": "synthetic"})
     return boxes, masks
 
 
 def _write_folder_tables(root: Path, tables: Rows) -> None:
-    _write_table(root / "metadata.csv", tables.get("metadata", []))
+    _write_table(root / "metadata.csv", tables["metadata"])
 
 
 _LAYOUTS = {

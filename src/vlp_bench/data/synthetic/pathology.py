@@ -11,7 +11,7 @@ from vlp_bench.data.synthetic.world import Finding, device_side
 
 Regions = list[tuple[str, Mask]]  # the patient's side (or empty) and where the finding lies, 0 to 255
 
-_HEART = (1.0, 1.26, 1.42, 1.60)  # factor on the heart's size, by severity
+_HEART = (1.0, 1.19, 1.38, 1.58)  # factor on the heart's size, by severity
 _LIFT = (0.0, 0.015, 0.035, 0.06)  # how far atelectasis draws up the diaphragm
 _DEPTH = {"upper": 0.24, "mid": 0.50, "lower": 0.76}  # zone centres between apex and base
 
@@ -80,7 +80,7 @@ def regions(canvas: Canvas, thorax: Thorax, lungs: dict[str, Mask], finding: Fin
 
 def _effusion(canvas: Canvas, thorax: Thorax, finding: Finding, side: str) -> Mask:
     """Fluid at the base; its upper edge climbs the chest wall (the meniscus)."""
-    height = (0.0, 0.055, 0.15, 0.30)[finding.severity] * (0.85 + 0.3 * finding.jitter[0])
+    height = (0.0, 0.035, 0.12, 0.28)[finding.severity] * (0.85 + 0.3 * finding.jitter[0])
     t = np.linspace(0.0, 1.0, 12)
     base, floor = thorax.base[side], thorax.base[side] + 0.1
     if thorax.lateral:
@@ -93,7 +93,7 @@ def _effusion(canvas: Canvas, thorax: Thorax, finding: Finding, side: str) -> Ma
 
 def _collapsed(thorax: Thorax, finding: Finding, side: str) -> Points:
     """Outline what is left of a lung that a pneumothorax pushes towards the hilum and the base."""
-    kept = (1.0, 0.90, 0.78, 0.52)[finding.severity] + 0.05 * (finding.jitter[0] - 0.5)
+    kept = (1.0, 0.94, 0.80, 0.54)[finding.severity] + 0.05 * (finding.jitter[0] - 0.5)
     anchor = np.array([0.5 if thorax.lateral else 0.5 + SIGN[side] * 0.09, thorax.base[side] + 0.01])
     return anchor + (thorax.lungs[side] - anchor) * np.array([0.25 + 0.75 * kept if kept > 0.6 else kept, kept])
 
@@ -122,7 +122,7 @@ def _blob(centre: tuple[float, float], radius: float, phases: tuple[float, ...],
 
 
 def _consolidation(canvas: Canvas, thorax: Thorax, finding: Finding, side: str) -> Mask:
-    radius = (0.0, 0.06, 0.09, 0.13)[finding.severity]
+    radius = (0.0, 0.045, 0.08, 0.125)[finding.severity]
     return canvas.fill([_blob(_centre(thorax, finding, side), radius, finding.jitter[2:6], 0.25)])
 
 
@@ -301,7 +301,7 @@ def _paint_pneumothorax(scene: Scene, finding: Finding, mask: Mask) -> None:
 
 
 def _paint_consolidation(scene: Scene, finding: Finding, mask: Mask) -> None:
-    soft = _shade(scene, mask, 0.012, (0.0, 0.62, 0.78, 0.9)[finding.severity], 0.10, 0.18)
+    soft = _shade(scene, mask, 0.012, (0.0, 0.45, 0.70, 0.88)[finding.severity], 0.10, 0.18)
     if not scene.thorax.lateral:
         bronchi = scene.canvas.blank()
         for side in sides_of(finding):
@@ -312,7 +312,7 @@ def _paint_consolidation(scene: Scene, finding: Finding, mask: Mask) -> None:
 
 
 def _paint_opacity(scene: Scene, finding: Finding, mask: Mask) -> None:
-    _shade(scene, mask, 0.012, (0.0, 0.36, 0.46, 0.56)[finding.severity], 0.03, 0.4)
+    _shade(scene, mask, 0.012, (0.0, 0.26, 0.42, 0.56)[finding.severity], 0.03, 0.4)
 
 
 def _paint_lesion(scene: Scene, finding: Finding, mask: Mask) -> None:
@@ -320,12 +320,12 @@ def _paint_lesion(scene: Scene, finding: Finding, mask: Mask) -> None:
 
 
 def _paint_edema(scene: Scene, finding: Finding, mask: Mask) -> None:
-    soft = _shade(scene, mask, 0.015, (0.0, 0.26, 0.42, 0.58)[finding.severity], 0.04, 0.5)
-    scene.vessels *= 1.0 + (0.5 + 0.35 * finding.severity) * soft
+    soft = _shade(scene, mask, 0.015, (0.0, 0.10, 0.26, 0.50)[finding.severity], 0.04, 0.5)
+    scene.vessels *= 1.0 + (0.1 + 0.45 * finding.severity) * soft
 
 
 def _paint_atelectasis(scene: Scene, finding: Finding, mask: Mask) -> None:
-    _shade(scene, mask, 0.005, 0.55, 0.10)
+    _shade(scene, mask, 0.005, (0.0, 0.34, 0.50, 0.60)[finding.severity], 0.07)
 
 
 def _paint_devices(scene: Scene, finding: Finding, mask: Mask) -> None:
@@ -336,7 +336,7 @@ def _paint_fracture(scene: Scene, finding: Finding, mask: Mask) -> None:
     """Cut the rib and surround the gap with bright callus and a fragment that stands off."""
     pieces = [piece for side in sides_of(finding) for piece in _breaks(scene.thorax, finding, side)]
     callus = scene.canvas.trace([piece[1:3] for piece in pieces], 0.040)
-    scene.dense += 0.30 * scene.canvas.soften(callus, 0.007)
+    scene.dense += (0.0, 0.20, 0.28, 0.34)[finding.severity] * scene.canvas.soften(callus, 0.007)
     if scene.thorax.lateral:  # rib upon rib hides the gap
         return
     step = np.array([0.0, 0.014])

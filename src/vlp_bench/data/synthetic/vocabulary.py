@@ -48,5 +48,6 @@ def train_vocabulary(reports: Iterable[str], size: int) -> list[str]:
     )
     # Words of the trade that the synthetic reports lack, once each, so that real reports split into fewer pieces.
     tokenizer.train_from_iterator([*reports, _LEXICON], trainer)
-    learnt = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
+    ids = tokenizer.get_vocab()
+    learnt = sorted(ids, key=ids.__getitem__)
     return list(dict.fromkeys([*SPECIAL_TOKENS, *single, *inside, *learnt]))
