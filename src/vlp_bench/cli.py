@@ -136,6 +136,9 @@ def _process_state(argv: list[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv[:] = before
+        for handler in logging.root.handlers:
+            if handler not in handlers:
+                handler.close()
         logging.root.handlers[:] = handlers
         logging.root.setLevel(level)
         if full is None:
