@@ -139,11 +139,11 @@ def test_embed_writes_features_and_similarities(here, tmp_path):
 def test_a_method_from_outside_trains_exports_evaluates_and_is_in_the_report(here, tmp_path, monkeypatch):
     conf = write_fifth_method(tmp_path, "somebodys_method")
     monkeypatch.syspath_prepend(str(tmp_path))
-    common = ["--config-dir", str(conf), "trainer=smoke", "paths.output_root=outside", "paths.cache=cache"]
-    assert run_cli("config", "check", "pretrain", "method=fifth", *common[:2]) == 0
-    assert run_cli("pretrain", "method=fifth", *common) == 0
-    run = only(here, "outside/pretrain/fifth-*")
+    mine = ["--config-dir", str(conf)]
     shared = ["trainer=smoke", "paths.output_root=outside", "paths.cache=cache"]
+    assert run_cli("config", "check", "pretrain", "method=fifth", *mine) == 0
+    assert run_cli("pretrain", *mine, "method=fifth", *shared) == 0
+    run = only(here, "outside/pretrain/fifth-*")
     assert run_cli("evaluate", f"backbone={run}", "adaptation=probe_cached", *shared) == 0
     assert run_cli("evaluate", f"backbone={run}", "task=retrieval", "adaptation=none", *shared) == 0
     assert run_cli("report", "runs=outside", "out=outside/report") == 0
@@ -207,7 +207,7 @@ BAD = {
     "report of nothing": (["report", "runs=empty"], "empty"),
     "prepare without directories": (["prepare", "data=mimic_cxr"], "data.raw_dir=RAW"),
     "variant": (["pretrain", "method.variant=mine"], "method.variant=mine"),
-    "empty plan": (["benchmark", "plan.evaluate={}"], "nothing would be measured"),
+    "empty plan": (["benchmark", "plan.evaluate=null"], "nothing would be measured"),
 }
 
 

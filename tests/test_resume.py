@@ -51,8 +51,8 @@ def weights(folder):
     return torch.load(path, "cpu", weights_only=True)
 
 
-@pytest.mark.parametrize("stop", [3, 7])
-def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(at, stop, monkeypatch):
+@pytest.mark.parametrize("stop, workers", [(3, 0), (5, 0), (7, 1)])
+def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(at, stop, workers, monkeypatch):
     whole = at("whole")
     assert run_cli(*COMMON) == 0
     folder = at(f"stopped{stop}")
@@ -60,7 +60,7 @@ def test_interrupted_in_an_epoch_and_resumed_equals_uninterrupted(at, stop, monk
     monkeypatch.setattr(pretrain, "_callbacks", lambda *a: [*plain(*a), StopAt(stop)])
     assert run_cli(*COMMON) == 2
     monkeypatch.setattr(pretrain, "_callbacks", plain)
-    assert run_cli(*COMMON) == 0
+    assert run_cli(*COMMON, f"data.num_workers={workers}") == 0
     a, b = weights(whole), weights(folder)
     assert a["global_step"] == b["global_step"]
     for key, value in a["state_dict"].items():

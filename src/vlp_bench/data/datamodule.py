@@ -294,7 +294,7 @@ class MimicCxrDataModule(LightningDataModule):
         self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
         self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
         self.seed, self.limit = seed, limit
-        self._resume_at = 0
+        self._resume_at = (0, 0)
 
     def dataset(self, split: str, augment: bool) -> StudyDataset:
         """Samples of one split."""
@@ -307,7 +307,8 @@ class MimicCxrDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training split."""
         loader = self._loader("train", train=True)
-        loader.sampler.start, self._resume_at = self._resume_at, 0  # type: ignore[attr-defined]
+        # loader processes fetch ahead before the trainer says which epoch it is
+        loader.sampler.epoch, loader.sampler.start = self._resume_at  # type: ignore[attr-defined]
         return loader
 
     def val_dataloader(self) -> DataLoader:
@@ -329,14 +330,18 @@ class MimicCxrDataModule(LightningDataModule):
         return batch_loader(data, sampler, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the current epoch that are done, for a resume in its middle."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
-        done = progress.current.completed if progress and not progress.is_last_batch else 0
-        return {"batches_done": done}
+        """Where in the epoch training is, for a resume in its middle."""
+        if self.trainer is None:
+            return {"epoch": 0, "batches_done": 0}
+        # a checkpoint is written when a batch is processed, before the trainer counts it as completed
+        progress, epoch = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.current_epoch
+        if progress.is_last_batch:
+            return {"epoch": epoch + 1, "batches_done": 0}
+        return {"epoch": epoch, "batches_done": progress.current.processed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that were done."""
-        self._resume_at = state["batches_done"]
+        self._resume_at = (state["epoch"], state["batches_done"])
 
 
 def batch_loader(data: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
