@@ -53,13 +53,15 @@ def run_name(cfg: DictConfig) -> str:
 
 def identity(cfg: DictConfig) -> dict[str, Any]:
     """What a run is, as plain values: without paths, devices and loggers; inputs by what they hold."""
-    kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
-    kept._set_parent(None)
-    plain: dict[str, Any] = OmegaConf.to_container(kept, resolve=True)  # type: ignore[assignment]
-    plain = {k: v for k, v in plain.items() if k not in INCIDENTAL}
-    plain = _by_contents(plain)
-    plain["trainer"] = {k: v for k, v in (plain.get("trainer") or {}).items() if k not in DEVICES}
-    return plain
+    kept = _by_contents({k: v for k, v in plain(cfg).items() if k not in INCIDENTAL})
+    kept["trainer"] = {k: v for k, v in (kept.get("trainer") or {}).items() if k not in DEVICES}
+    return kept
+
+
+def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """A configuration, or a section of one, as plain values, without Hydra's own part."""
+    kept = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
+    return OmegaConf.to_container(kept, resolve=resolve)  # type: ignore[return-value]
 
 
 def _by_contents(node: Any, key: str = "") -> Any:
@@ -141,9 +143,8 @@ def targets(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
 
 def check(cfg: DictConfig) -> list[str]:
     """What is wrong with a composed configuration, without building anything: targets, keywords, missing values."""
-    plain = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=False)
     faults = []
-    for path, node in targets(plain):
+    for path, node in targets(plain(cfg, resolve=False)):
         try:
             target = get_object(node["_target_"])
         except Exception as error:
@@ -157,18 +158,18 @@ def check(cfg: DictConfig) -> list[str]:
 
 
 def _keyword_faults(path: str, node: dict[str, Any], target: Any) -> list[str]:
-    signatures = [inspect.signature(target.__init__ if inspect.isclass(target) else target)]
-    parameters = {n for s in signatures for n in s.parameters}
+    parameters = dict(inspect.signature(target).parameters)
     if inspect.isclass(target):
-        for base in target.__mro__[1:]:
-            takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(target.__init__).parameters.values())
-            if takes_more and "__init__" in base.__dict__ and base is not object:
-                parameters |= set(inspect.signature(base.__init__).parameters)
-    elif any(p.kind is p.VAR_KEYWORD for p in signatures[0].parameters.values()):
+        # a class whose constructor hands **kwargs on takes what its bases take
+        for kind in target.__mro__:
+            own = dict(inspect.signature(vars(kind)["__init__"]).parameters) if "__init__" in vars(kind) else {}
+            parameters |= own
+            if own and not any(p.kind is p.VAR_KEYWORD for p in own.values()):
+                break
+    elif any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return []
-    own = {k for k in node if not k.startswith("_")} - ENGINE_KEYS.get(path, set())
-    unknown = sorted(own - parameters)
-    return [f"{path}.{key}: {node['_target_']} takes no such argument." for key in unknown]
+    given = {k for k in node if not k.startswith("_")} - ENGINE_KEYS.get(path, set())
+    return [f"{path}.{key}: {node['_target_']} takes no such argument." for key in sorted(given - set(parameters))]
 
 
 def shadowed(config_dir: Path) -> list[str]:

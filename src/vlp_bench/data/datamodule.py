@@ -334,7 +334,8 @@ class MimicCxrDataModule(LightningDataModule):
         if self.trainer is None:
             return {"epoch": 0, "batches_done": 0}
         # a checkpoint is written when a batch is processed, before the trainer counts it as completed
-        progress, epoch = self.trainer.fit_loop.epoch_loop.batch_progress, self.trainer.current_epoch
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch = self.trainer.current_epoch
         if progress.is_last_batch:
             return {"epoch": epoch + 1, "batches_done": 0}
         return {"epoch": epoch, "batches_done": progress.current.processed}

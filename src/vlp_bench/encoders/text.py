@@ -15,7 +15,7 @@ from vlp_bench.types import TextFeatures, Tokens
 
 
 def attention_rows(
-    attention: nn.Module, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], rows: slice
+    attention: Any, x: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"], rows: slice
 ) -> Float[Tensor, "B heads rows T"]:
     """Softmaxed attention, before dropout, of the query tokens `rows` in a BERT self-attention layer."""
     heads = (attention.num_attention_heads, attention.attention_head_size)
@@ -95,8 +95,12 @@ class TextBackbone(nn.Module):
         weights = None
         if saliency:
             with torch.no_grad():
-                layer = self.bert.encoder.layer[-1].attention.self
-                weights = attention_rows(layer, out.hidden_states[-2], text.mask, slice(0, 1))[:, :, 0].float().mean(1)
+                layer: Any = self.bert.encoder.layer[-1]
+                weights = (
+                    attention_rows(layer.attention.self, out.hidden_states[-2], text.mask, slice(0, 1))[:, :, 0]
+                    .float()
+                    .mean(1)
+                )
         hidden = out.last_hidden_state
         return TextFeatures(hidden[:, 0], hidden, text, weights)
 

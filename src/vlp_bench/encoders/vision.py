@@ -13,7 +13,7 @@ from vlp_bench.errors import UserError
 from vlp_bench.types import BackboneSpec, ImageFeatures
 
 
-def attention_rows(attention: nn.Module, x: Float[Tensor, "B N D"], rows: slice) -> Float[Tensor, "B heads rows N"]:
+def attention_rows(attention: Any, x: Float[Tensor, "B N D"], rows: slice) -> Float[Tensor, "B heads rows N"]:
     """Softmaxed attention of the query tokens `rows` in a timm attention layer, from its (normalised) input."""
     b, n, _ = x.shape
     q, k, _ = attention.qkv(x).reshape(b, n, 3, attention.num_heads, -1).permute(2, 0, 3, 1, 4)  # 3 of B heads N d
@@ -38,6 +38,10 @@ class VisionBackbone(nn.Module):
     Raises:
         UserError: an unknown name, weights that cannot be had or do not fit.
     """
+
+    trunk: Any
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,

@@ -6,10 +6,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
-from vlp_bench.config import compose_verb, run_name
+from vlp_bench.config import compose_verb, plain, run_name
 from vlp_bench.engine import evaluate, pretrain
 from vlp_bench.engine.progress import bars, console
 from vlp_bench.errors import UserError
@@ -56,10 +56,9 @@ def evaluation_jobs(plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Ite
                     )
 
 
-def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> list[tuple[str, ...]]:
+def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Sequence[tuple[str, ...]]:
     if name in (plan.get("pretrain") or {}):
-        found = [(f"backbone={path}",) for key, path in bundles.items() if key.split("@")[0] == name]
-        return found
+        return [(f"backbone={path}",) for key, path in bundles.items() if key.split("@")[0] == name]
     if name in (plan.get("backbones") or {}):
         return [tuple(plan["backbones"][name])]
     if name == "random":
@@ -172,7 +171,7 @@ def _with_imagenet(plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plan(cfg: DictConfig) -> dict[str, Any]:
-    plan: dict[str, Any] = OmegaConf.to_container(cfg.plan, resolve=True)  # type: ignore[assignment]
+    plan = plain(cfg.plan)
     if not plan.get("evaluate"):
         raise UserError(f"plan={plan.get('name')} has no `evaluate`: nothing would be measured.")
     return plan

@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from vlp_bench.config import check
+from vlp_bench.config import check, plain
 from vlp_bench.data.datamodule import Inputs
 from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
@@ -65,14 +65,14 @@ def method(cfg: DictConfig, train: bool = True) -> VLPMethod:
 def inputs(cfg: DictConfig) -> Inputs:
     """What the method reads."""
     try:
-        return Inputs(**OmegaConf.to_container(cfg.method.inputs, resolve=True))  # type: ignore[arg-type]
+        return Inputs(**plain(cfg.method.inputs))
     except TypeError as error:
         raise UserError(f"method.inputs: {error}. Known keys: {', '.join(Inputs.__dataclass_fields__)}.") from error
 
 
 def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[Logger] | bool, **more: Any) -> Trainer:
     """The Trainer of the section `trainer`, writing under `out`."""
-    arguments = dict(OmegaConf.to_container(cfg, resolve=True)) | more  # type: ignore[arg-type]
+    arguments = plain(cfg) | more
     arguments.pop("_target_")
     quiet()
     return Trainer(
@@ -111,10 +111,8 @@ def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
     if cfg.logger.wandb:
         from pytorch_lightning.loggers import WandbLogger
 
-        options = OmegaConf.to_container(cfg.logger.wandb, resolve=True)
-        kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "paths")])
-        plain = OmegaConf.to_container(kept, resolve=True)
-        made.append(WandbLogger(save_dir=out, name=out.name, config=plain, log_model=False, **options))  # type: ignore[arg-type]
+        said = {k: v for k, v in plain(cfg).items() if k != "paths"}
+        made.append(WandbLogger(save_dir=out, name=out.name, config=said, log_model=False, **plain(cfg.logger.wandb)))
     return made
 
 

@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 import vlp_bench.data.synthetic
+from vlp_bench.config import plain
 from vlp_bench.data.prepare import Plan, index_hash
 from vlp_bench.data.prepare import prepare as build
 from vlp_bench.data.store import PreparedData
@@ -42,7 +43,7 @@ def synthesize(cfg: DictConfig) -> None:
 
 def prepare(cfg: DictConfig) -> None:
     """`vlp-bench prepare data=... data.raw_dir=... data.dir=...`."""
-    data = _plain(cfg.data)
+    data = plain(cfg.data)
     if data.get("layout"):
         store = ensure(data, Path(cfg.paths.cache), int(data["store_size"] or 256), cfg.workers)
     else:
@@ -148,10 +149,6 @@ def read(section: Mapping[str, Any], raw: Path) -> Source:
 
 def _workers(wanted: int | None) -> int:
     return wanted or min(len(os.sched_getaffinity(0)), 16)
-
-
-def _plain(section: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(section, resolve=True)  # type: ignore[return-value]
 
 
 def given(cfg: DictConfig, *keys: str) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from vlp_bench.config import plain
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
@@ -43,7 +44,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     started = time.monotonic()
     about = provenance(cfg)
     encoders = build.encoders(cfg)
-    section: dict[str, Any] = OmegaConf.to_container(cfg.target, resolve=True)  # type: ignore[assignment]
+    section = plain(cfg.target)
     store = ensure(section, Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
     if encoders.vision.spec.image_size > store.size:
         raise UserError(
@@ -53,7 +54,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     cell = Cell(
         encoders=encoders,
         target=Target(store, **{k: section[k] for k in TARGET_KEYS}),
-        adaptation=OmegaConf.to_container(cfg.adaptation, resolve=True),  # type: ignore[arg-type]
+        adaptation=plain(cfg.adaptation),
         label_fraction=cfg.label_fraction,
         draw=cfg.draw,
         seed=cfg.seed,

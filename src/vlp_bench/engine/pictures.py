@@ -22,7 +22,9 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
     """
     encoders, store = cell.encoders, cell.target.store
     images = store.images
-    rows = [r for r in np.flatnonzero((images["split"] == cell.split) & images["frontal"]) if store.boxes(r)][:count]
+    rows = [int(r) for r in np.flatnonzero((images["split"] == cell.split) & images["frontal"]) if store.boxes(int(r))][
+        :count
+    ]
     if not rows or count <= 0:
         return 0
     features = encoders.vision(cell.pixels(np.array(rows)), saliency=True)

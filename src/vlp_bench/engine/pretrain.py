@@ -13,6 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from vlp_bench.config import plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders import bundle
@@ -48,7 +49,8 @@ class FiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Look at the loss where the logger looks anyway, so that no further wait on the device arises."""
-        if batch_idx % trainer.log_every_n_steps == 0 and not torch.isfinite(outputs["loss"]):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if batch_idx % every == 0 and not torch.isfinite(outputs["loss"]):
             raise UserError(
                 f"The loss is {float(outputs['loss'])} at epoch {trainer.current_epoch}, batch {batch_idx} "
                 f"(studies {', '.join(batch.study_id[:4])}, ...). Lower optimizer.lr or set trainer.gradient_clip_val."
@@ -74,7 +76,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         _clear(out)
     resume = _resume_from(cfg, out)
     build.seed(cfg.seed)
-    data = ensure(_section(cfg.data), Path(cfg.paths.cache), bundle.stored_size(cfg.vision.image_size))
+    data = ensure(plain(cfg.data), Path(cfg.paths.cache), bundle.stored_size(cfg.vision.image_size))
     about = provenance(cfg) | {"data_fingerprint": data.fingerprint}
     module = build.method(cfg)
     inputs = build.inputs(cfg)
@@ -83,11 +85,11 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "method": cfg.method.name,
         "variant": cfg.method.get("variant", "paper"),
         "pretrain_seed": cfg.seed,
-        "inputs": OmegaConf.to_container(cfg.method.inputs, resolve=True),
+        "inputs": plain(cfg.method.inputs),
         "private": data.private,
         "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
     }
-    module.record = {"config": _plain_config(cfg), "meta": meta}
+    module.record = {"config": plain(cfg), "meta": meta}
     module_data = MimicCxrDataModule(
         data,
         module.text.tokenizer if module.text is not None else build.text(cfg.text).tokenizer,
@@ -159,15 +161,6 @@ def _resume_from(cfg: DictConfig, out: Path) -> str | None:
         return None
     log.info("resuming from %s", last)
     return str(last)
-
-
-def _section(cfg: DictConfig) -> dict[str, Any]:
-    return OmegaConf.to_container(cfg, resolve=True)  # type: ignore[return-value]
-
-
-def _plain_config(cfg: DictConfig) -> dict[str, Any]:
-    kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
-    return OmegaConf.to_container(kept, resolve=True)  # type: ignore[return-value]
 
 
 def finished(out: Path) -> dict[str, Any] | None:

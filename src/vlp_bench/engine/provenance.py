@@ -8,10 +8,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from vlp_bench import __version__
-from vlp_bench.config import identity
+from vlp_bench.config import identity, plain
 from vlp_bench.files import digest
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "transformers", "hydra-core", "numpy", "datasets")
@@ -19,12 +19,11 @@ PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "transformers",
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
     """Commit, command, resolved configuration and its hash, versions, device, time of start."""
-    kept = OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"])
     return {
         **commit(),
         "command": " ".join(["vlp-bench", *sys.argv[1:]]),
         "config_hash": digest(identity(cfg), 8),
-        "config": OmegaConf.to_container(kept, resolve=True),
+        "config": plain(cfg),
         "versions": versions(),
         "device": device(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

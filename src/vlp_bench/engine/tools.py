@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
+from vlp_bench.config import plain
 from vlp_bench.engine.provenance import versions
 from vlp_bench.errors import UserError
 from vlp_bench.files import whole
@@ -58,8 +59,7 @@ def embed(cfg: DictConfig) -> None:
     encoders = build.encoders(cfg)
     if cfg.sentences and encoders.aligner is None:
         raise UserError(f"sentences= needs encoders that compare images and texts; {cfg.backbone} has no aligner.")
-    section = OmegaConf.to_container(cfg.data, resolve=True)
-    store = ensure(section, Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))  # type: ignore[arg-type]
+    store = ensure(plain(cfg.data), Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
     texts = encoders.encode_texts(list(cfg.sentences)) if cfg.sentences else None
     pooled, scores = [], []
     rows = np.arange(len(store.images))

@@ -121,7 +121,7 @@ class VLPMethod(LightningModule, ABC):
         total = self._trainer.estimated_stepping_batches if self._trainer else 0
         return min(self.global_step / total, 1.0) if total else 0.0
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> Any:
         """The optimiser over decayed and undecayed parameters, with warm-up and cosine by step."""
         if self.optimizer is None:
             raise UserError("This method was built without an optimizer and cannot be trained.")

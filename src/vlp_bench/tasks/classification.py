@@ -200,4 +200,4 @@ def _train(
     Path(best.best_model_path).unlink()
     scores: list[Sequence[Any]] = [trainer.predict(model, loader(rows, False)) for rows in (val, test)]
     found = [torch.cat(list(s)).float().cpu().numpy() for s in scores]
-    return found[0], found[1], {"epochs": trainer.current_epoch, "best_val_loss": float(best.best_model_score)}
+    return found[0], found[1], {"epochs": trainer.current_epoch, "best_val_loss": float(best.best_model_score or 0.0)}
