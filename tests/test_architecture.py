@@ -77,7 +77,11 @@ def test_nobody_names_a_method():
         if room(path) in ("methods", "losses", "encoders", "data"):
             continue
         tree = ast.parse(path.read_text())
-        documented = {ast.get_docstring(n, clean=False) for n in ast.walk(tree) if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)}
+        documented = {
+            ast.get_docstring(n, clean=False)
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)
+        }
         strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
         names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} | set(imports(path))
         for text in (strings - documented) | names:

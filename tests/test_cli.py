@@ -35,13 +35,17 @@ OPTIONS = [(g, o) for g, options in groups().items() for o in options]
 def test_the_tree_has_the_promised_options():
     assert len(OPTIONS) >= 35
     assert {"mgca"} <= set(groups()["method"])
-    assert {"resnet18", "resnet50", "resnet101", "densenet121", "vit_ti16", "vit_s16", "vit_b16"} <= set(groups()["vision"])
+    assert {"resnet18", "resnet50", "resnet101", "densenet121", "vit_ti16", "vit_s16", "vit_b16"} <= set(
+        groups()["vision"]
+    )
     assert {"tiny", "bioclinicalbert", "bert_base"} <= set(groups()["text"])
 
 
 @pytest.mark.parametrize("group, option", OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_composes_and_checks(group, option):
-    home = {"target": "evaluate", "task": "evaluate", "adaptation": "evaluate", "plan": "benchmark"}.get(group, "pretrain")
+    home = {"target": "evaluate", "task": "evaluate", "adaptation": "evaluate", "plan": "benchmark"}.get(
+        group, "pretrain"
+    )
     override = f"+{group}={option}" if group in ("debug",) else f"{group}={option}"
     assert check(compose_verb(home, [override])) == []
 

@@ -154,7 +154,9 @@ def test_a_method_from_outside_trains_exports_evaluates_and_is_in_the_report(her
 def test_trained_adaptations_run(here, adaptation):
     shared = ["trainer=smoke", "paths.output_root=adapt", "paths.cache=cache", "label_fraction=0.5"]
     assert run_cli("evaluate", f"backbone={pretrained(here)}", f"adaptation={adaptation}", *shared) == 0
-    result = json.loads((only(here, f"adapt/evaluate/classification-synthetic-{adaptation}-*") / "result.json").read_text())
+    result = json.loads(
+        (only(here, f"adapt/evaluate/classification-synthetic-{adaptation}-*") / "result.json").read_text()
+    )
     assert result["adaptation"] == adaptation
     assert result["label_fraction"] == 0.5
 
@@ -267,6 +269,8 @@ def test_a_hub_that_cannot_be_reached(here, capsys, monkeypatch):
         raise OSError("no route")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    assert run_cli("pretrain", "text=bioclinicalbert", "trainer=smoke", "paths.cache=cache", "paths.output_root=bad") == 2
+    assert (
+        run_cli("pretrain", "text=bioclinicalbert", "trainer=smoke", "paths.cache=cache", "paths.output_root=bad") == 2
+    )
     said = capsys.readouterr().err
     assert "text.vocab=PATH" in said
