@@ -13,23 +13,30 @@ from PIL import Image
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import folder, mimic_cxr
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import write_raw
+from vlp_bench.data.synthetic import SyntheticStudy, sample_studies, write_raw
 from vlp_bench.data.tokenization import Tokenizer
 
-STUDIES, RAW_SIZE, STORED = 60, 96, 64
+#: with this seed every split has some studies
+STUDIES, SEED, RAW_SIZE, STORED = 60, 1, 96, 64
+
+
+@pytest.fixture(scope="session")
+def world() -> list[SyntheticStudy]:
+    """The truth behind both."""
+    return sample_studies(STUDIES, SEED)
 
 
 @pytest.fixture(scope="session")
 def raw_mimic(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("raw") / "mimic"
-    write_raw("mimic_cxr", path, studies=STUDIES, seed=3, size=RAW_SIZE)
+    write_raw("mimic_cxr", path, studies=STUDIES, seed=SEED, size=RAW_SIZE)
     return path
 
 
 @pytest.fixture(scope="session")
 def raw_folder(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("raw") / "folder"
-    write_raw("folder", path, studies=STUDIES, seed=3, size=RAW_SIZE)
+    write_raw("folder", path, studies=STUDIES, seed=SEED, size=RAW_SIZE)
     return path
 
 

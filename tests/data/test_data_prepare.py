@@ -24,7 +24,6 @@ from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import mimic_cxr
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import ImageRef, Source, Study
-from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.errors import UserError
 
 PLAN = Plan(64)
@@ -46,8 +45,7 @@ def build(raw: Path, out: Path, **options) -> PreparedData:
 # What is kept ---------------------------------------------------------------------------------------------------------
 
 
-def test_counts_splits_and_views(mimic_store, mimic_source):
-    world = sample_studies(60, 3)
+def test_counts_splits_and_views(mimic_store, mimic_source, world):
     counts = mimic_store.manifest["counts"]
     assert counts["studies"] == len(world) == len(mimic_store.studies)
     assert counts["images"] == sum(len(s.images) for s in world) == len(mimic_store.images)

@@ -67,6 +67,8 @@ class BatchKey(NamedTuple):
 class EpochBatches(Sampler[BatchKey]):
     """Batches of one rank: a permutation of (seed, epoch), dealt to the ranks in turn.
 
+    `start` leaves out so many batches of the epoch that is set, for a resume in its middle.
+
     Args:
         size: number of samples.
         batch_size: samples of a batch on this rank.
@@ -87,7 +89,8 @@ class EpochBatches(Sampler[BatchKey]):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         joined = self.batch_size * self.world
@@ -98,8 +101,7 @@ class EpochBatches(Sampler[BatchKey]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         joined = self.batch_size * self.world
-        start, self.start = self.start, 0
-        for step in range(start, len(self)):
+        for step in range(self.start, len(self)):
             mine = order[step * joined : (step + 1) * joined][self.rank :: self.world]
             yield BatchKey(self.epoch, step, mine, self.rank)
 
@@ -311,7 +313,7 @@ class MimicCxrDataModule(LightningDataModule):
         self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
         self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
         self.seed, self.limit = seed, limit
-        self._resume_at = 0
+        self._resume_at = (0, 0)
 
     def dataset(self, split: str, augment: bool) -> StudyDataset:
         """Samples of one split."""
@@ -324,7 +326,12 @@ class MimicCxrDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training split."""
         loader = self._loader("train", train=True)
-        loader.sampler.start, self._resume_at = self._resume_at, 0  # type: ignore[attr-defined]
+        sampler: EpochBatches = loader.sampler  # type: ignore[assignment]
+        # Lightning says which epoch it is only after the workers have begun to fetch
+        epoch, start = self._resume_at
+        sampler.set_epoch(epoch)
+        sampler.start = start
+        self._resume_at = (0, 0)
         return loader
 
     def val_dataloader(self) -> DataLoader:
@@ -348,15 +355,18 @@ class MimicCxrDataModule(LightningDataModule):
         return batch_loader(data, sampler, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Batches of the current epoch that are done, for a resume in its middle."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer else None
-        # not `completed`: a checkpoint at the end of a step is written before Lightning counts the step as that
-        done = progress.current.processed if progress and not progress.is_last_batch else 0
-        return {"batches_done": done}
+        """How far training is, for a resume in the middle of an epoch."""
+        if self.trainer is None or not isinstance(self.trainer.num_training_batches, int):
+            return {"epoch": 0, "batches_done": 0}
+        # `processed`, of all epochs: a checkpoint at the end of a step is written before Lightning counts the step as
+        # completed, or the epoch as ended
+        steps = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        epoch, done = divmod(steps, max(self.trainer.num_training_batches, 1))
+        return {"epoch": epoch, "batches_done": done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that were done."""
-        self._resume_at = state["batches_done"]
+        self._resume_at = (state["epoch"], state["batches_done"])
 
 
 def batch_loader(data: Dataset, sampler: Sampler, num_workers: int) -> DataLoader:
