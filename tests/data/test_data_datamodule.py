@@ -357,6 +357,13 @@ def test_no_sample_for_this_method(mimic_store, tokenizer):
         module_of(mimic_store, tokenizer).dataset("holdout", augment=False)
 
 
+def test_a_rank_without_a_sample_in_the_last_step(mimic_store, tokenizer):
+    batch = module_of(mimic_store, tokenizer).dataset("val", augment=False)[BatchKey(0, 0, np.zeros(0, np.int64))]
+    assert len(batch) == 0
+    assert batch.image.shape == (0, 1, 1, 56, 56)
+    assert batch.text.ids.shape == (0, 2)
+
+
 def test_a_batch_larger_than_the_data(mimic_store, tokenizer):
     with pytest.raises(UserError, match=r"fewer than one batch of 999 x 1\. Lower data\.batch_size"):
         module_of(mimic_store, tokenizer, batch_size=999).train_dataloader()

@@ -14,6 +14,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from vlp_bench.data.prepare import Plan, prepare
+from vlp_bench.data.sources import mimic_cxr
+from vlp_bench.data.store import PreparedData, TextForm
+from vlp_bench.data.tokenization import Tokenizer
 from vlp_bench.engine import data as verbs
 from vlp_bench.engine.data import ensure
 from vlp_bench.errors import UserError
@@ -89,6 +93,23 @@ def test_a_killed_process_lets_go_of_its_lock(tmp_path):
         pass
 
 
+def _prepare_and_tokenise(raw: Path, out: Path) -> None:
+    prepare(mimic_cxr.read(raw), out, Plan(64), private=True)
+    PreparedData(out).pieces(Tokenizer.load("synthetic"), TextForm())
+
+
+def test_two_processes_that_want_the_same_data(tmp_path, raw_mimic, mimic_store):
+    out, spawn = tmp_path / "out", multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_prepare_and_tokenise, args=(raw_mimic, out)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [p.exitcode for p in processes] == [0, 0]
+    assert PreparedData(out).fingerprint == mimic_store.fingerprint
+    assert sorted(p.name for p in out.rglob(".*")) == [".lock", ".lock"]
+
+
 # Importing ------------------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +125,7 @@ def test_the_room_works_without_torch(name):
 SYNTHETIC = {
     "name": "synthetic",
     "layout": "mimic_cxr",
-    "studies": 12,
+    "studies": 4,
     "seed": 0,
     "private": False,
     "max_bad_fraction": 0.05,

@@ -360,7 +360,7 @@ class MimicCxrDataModule(LightningDataModule):
             return {"epoch": 0, "batches_done": 0}
         # `processed`, of all epochs: a checkpoint at the end of a step is written before Lightning counts the step as
         # completed, or the epoch as ended
-        steps = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        steps = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         epoch, done = divmod(steps, max(self.trainer.num_training_batches, 1))
         return {"epoch": epoch, "batches_done": done}
 

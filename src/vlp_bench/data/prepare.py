@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -225,7 +225,7 @@ def _forget_losses(out: Path) -> None:
             path.unlink()
 
 
-def _map(jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
+def _map(jobs: list[tuple], workers: int) -> Generator[dict[str, Any], None, None]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(_build_shard, jobs)
         return

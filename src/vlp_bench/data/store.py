@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -192,6 +193,8 @@ class PreparedData:
         log.info("tokenising %d reports once, into %s", len(self.studies), folder)
         texts = [form.sentences(r) for r in self.studies[["findings", "impression"]].to_dict("records")]
         mirrored = [[swap_laterality(s) for s in t] for t in texts]
+        for left in folder.parent.glob(".*.*"):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
         with whole(folder) as temporary:
             temporary.mkdir()
             for name, version in (("plain", texts), ("mirrored", mirrored)):

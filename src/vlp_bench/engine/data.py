@@ -102,7 +102,8 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
 def _stamps(source: Source) -> list[tuple[int, int] | None]:
     """Size and time of every image and mask, so that the cache of a folder does not outlive an exchanged file."""
     images = [i for s in source.studies for i in s.images]
-    paths = [i.path for i in images] + [str(dict(m).get("path")) for i in images for m in i.masks]
+    masks = [m for i in images for m in i.masks if isinstance(m, Mapping)]
+    paths = [i.path for i in images] + [str(m.get("path")) for m in masks]
     stats = [p.stat() if (p := source.root / path).is_file() else None for path in paths]
     return [(s.st_size, s.st_mtime_ns) if s else None for s in stats]
 
