@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlp_bench.data.images import crop
 from vlp_bench.data.store import PreparedData, TextForm
 from vlp_bench.data.tokenization import Pieces, Tokenizer
 from vlp_bench.distributed import rank_and_world
@@ -54,15 +53,21 @@ class Inputs:
 
 
 class BatchKey(NamedTuple):
-    """Which samples make a batch, and what its random draws depend on."""
+    """Which samples make a batch, and what its random draws depend on.
+
+    The rank travels along because a loader's process may not know it.
+    """
 
     epoch: int
     step: int
     indices: np.ndarray
+    rank: int = 0
 
 
 class EpochBatches(Sampler[BatchKey]):
     """Batches of one rank: a permutation of (seed, epoch), dealt to the ranks in turn.
+
+    `start` leaves out so many batches of the epoch that is set, for a resume in its middle.
 
     Args:
         size: number of samples.
@@ -84,7 +89,8 @@ class EpochBatches(Sampler[BatchKey]):
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def __len__(self) -> int:
         joined = self.batch_size * self.world
@@ -95,9 +101,9 @@ class EpochBatches(Sampler[BatchKey]):
         if self.shuffle:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         joined = self.batch_size * self.world
-        start, self.start = self.start, 0
-        for step in range(start, len(self)):
-            yield BatchKey(self.epoch, step, order[step * joined : (step + 1) * joined][self.rank :: self.world])
+        for step in range(self.start, len(self)):
+            mine = order[step * joined : (step + 1) * joined][self.rank :: self.world]
+            yield BatchKey(self.epoch, step, mine, self.rank)
 
 
 def assemble(
@@ -180,6 +186,15 @@ class StudyDataset(Dataset[StudyBatch]):
             )
         self.study_of_image = store.images["study"].to_numpy()
         self.study_ids = store.studies["study_id"].to_numpy()
+        self.labels = store.image_labels
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the word pieces, which another process maps itself."""
+        return {k: v for k, v in self.__dict__.items() if k not in ("plain", "mirrored")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.plain, self.mirrored = self.store.pieces(self.tokenizer, self.inputs.form)
 
     def _sample_table(self, split: str) -> np.ndarray:
         """Image rows of each sample, int64 (samples, V), -1 where there is none."""
@@ -207,7 +222,8 @@ class StudyDataset(Dataset[StudyBatch]):
         return len(self.views)
 
     def __getitem__(self, key: BatchKey) -> StudyBatch:
-        rng = np.random.default_rng([self.seed, key.epoch, key.step, rank_and_world()[0]])
+        # from 1: numpy takes (seed, epoch, 0, 0) for the (seed, epoch) of the permutation
+        rng = np.random.default_rng([self.seed, key.epoch, key.step + 1, key.rank])
         rows = self.views[key.indices]
         present = rows >= 0
         study = self.study_of_image[rows[:, 0]]
@@ -217,16 +233,17 @@ class StudyDataset(Dataset[StudyBatch]):
             view_mask=torch.from_numpy(present),
             flipped=torch.from_numpy(present & flip[:, None]),
             text=self._text(study, flip, rng),
-            labels=torch.from_numpy(self.store.study_labels[study]),
+            labels=torch.from_numpy(self.labels[rows[:, 0]]),
             study=torch.from_numpy(study.astype(np.int64)),
             study_id=tuple(self.study_ids[study]),
         )
 
     def _images(self, rows: np.ndarray, present: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        pixels = self.store.pixels(rows[present])
+        chosen = rows[present]
         span, size = self.store.size - self.image_size, self.image_size
-        corner = rng.integers(0, span + 1, (2, len(pixels))) if self.augment else np.full((2, len(pixels)), span // 2)
-        cut = crop(pixels, size, corner[0], corner[1])
+        shape = (2, len(chosen))
+        corner = rng.integers(0, span + 1, shape) if self.augment else np.full(shape, round(span / 2))
+        cut = self.store.crops(chosen, size, corner[0], corner[1])
         mirrored = np.broadcast_to(flip[:, None], rows.shape)[present]
         cut[mirrored] = cut[mirrored][:, :, ::-1]
         out = np.zeros((*rows.shape, 1, size, size), np.uint8)
@@ -234,15 +251,17 @@ class StudyDataset(Dataset[StudyBatch]):
         return out
 
     def _text(self, study: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> Tokens:
-        order = rng if self.augment and self.inputs.shuffle_sentences else None
-        seeds = [int(s) for s in rng.integers(0, 2**31, 1)] if order is not None else None
+        # one number, so that both versions of a report come in the same order
+        order = int(rng.integers(2**31)) if self.augment and self.inputs.shuffle_sentences else None
 
         def of(pieces: Pieces) -> Tokens:
-            draw = np.random.default_rng(seeds) if seeds else None
+            draw = None if order is None else np.random.default_rng(order)
             return assemble(pieces, study, self.tokenizer, self.inputs.max_tokens, draw)
 
         plain = of(self.plain)
-        return _choose(plain, of(self.mirrored), torch.from_numpy(flip)) if flip.any() else plain
+        if not flip.any():
+            return plain
+        return _choose(plain, of(self.mirrored), torch.from_numpy(flip), self.tokenizer.pad)
 
 
 def _word_counts(pieces: Pieces) -> np.ndarray:
@@ -251,7 +270,7 @@ def _word_counts(pieces: Pieces) -> np.ndarray:
     return np.where(lengths > 0, pieces.word[last] + 1 if len(pieces.word) else 0, 0)
 
 
-def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor) -> Tokens:
+def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor, pad: int) -> Tokens:
     """Rows of `other` where `use_other`, after padding both to one length."""
     length = max(plain.ids.shape[1], other.ids.shape[1])
 
@@ -261,7 +280,7 @@ def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor) -> Tokens:
         )
         return torch.where(use_other[:, None], b, a)
 
-    return Tokens(merged("ids", 0), merged("mask", False), merged("word", -1), merged("sentence", -1))
+    return Tokens(merged("ids", pad), merged("mask", False), merged("word", -1), merged("sentence", -1))
 
 
 class MimicCxrDataModule(LightningDataModule):
@@ -307,8 +326,12 @@ class MimicCxrDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the training split."""
         loader = self._loader("train", train=True)
-        # loader processes fetch ahead before the trainer says which epoch it is
-        loader.sampler.epoch, loader.sampler.start = self._resume_at  # type: ignore[attr-defined]
+        sampler: EpochBatches = loader.sampler  # type: ignore[assignment]
+        # Lightning says which epoch it is only after the workers have begun to fetch
+        epoch, start = self._resume_at
+        sampler.set_epoch(epoch)
+        sampler.start = start
+        self._resume_at = (0, 0)
         return loader
 
     def val_dataloader(self) -> DataLoader:
@@ -330,15 +353,14 @@ class MimicCxrDataModule(LightningDataModule):
         return batch_loader(data, sampler, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where in the epoch training is, for a resume in its middle."""
-        if self.trainer is None:
+        """How far training is, for a resume in the middle of an epoch."""
+        if self.trainer is None or not isinstance(self.trainer.num_training_batches, int):
             return {"epoch": 0, "batches_done": 0}
-        # a checkpoint is written when a batch is processed, before the trainer counts it as completed
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
-        epoch = self.trainer.current_epoch
-        if progress.is_last_batch:
-            return {"epoch": epoch + 1, "batches_done": 0}
-        return {"epoch": epoch, "batches_done": progress.current.processed}
+        # `processed`, of all epochs: a checkpoint at the end of a step is written before Lightning counts the step as
+        # completed, or the epoch as ended
+        steps = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
+        epoch, done = divmod(steps, max(self.trainer.num_training_batches, 1))
+        return {"epoch": epoch, "batches_done": done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the batches that were done."""

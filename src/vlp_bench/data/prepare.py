@@ -4,6 +4,7 @@ A prepared directory holds
 
     plan.json            what it is made from; a build with another plan is refused
     shards/NNNNN.*       images.arrow (uint8 grey, one fixed size), studies.arrow, done.json (written last)
+    .lock                keeps a second process waiting while one builds
     prepare_report.json  what was counted, and every row that was lost, with the reason
     manifest.json        written last of all: version, counts, labels, fingerprint
     tokens/              word pieces, one folder per tokenizer and text form (see store.py)
@@ -12,25 +13,31 @@ A prepared directory holds
 import hashlib
 import io
 import json
+import math
+import os
+import re
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlp_bench.data.images import Geometry, resize_and_pad
 from vlp_bench.data.reports import last_section, sections
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
-from vlp_bench.files import Progress, digest, read_json, whole, write_json
+from vlp_bench.files import Progress, alone, digest, read_json, whole, write_json
 
 VERSION = 1
 STUDIES_PER_SHARD = 256
@@ -69,42 +76,66 @@ def prepare(
     Raises:
         UserError: no study, a patient in two splits, another plan's directory, too many bad rows, no disk space.
     """
-    _check(source, out)
-    identity = {"version": VERSION, "source": source.name, "plan": asdict(plan), "index": index_hash(source)}
-    if (out / "plan.json").exists():
-        if read_json(out / "plan.json", "a preparation plan") != identity:
-            raise UserError(
-                f"{out} was prepared from other data, another size or another version. "
-                "Give another data.dir, or remove it to prepare anew."
-            )
-        if (out / "manifest.json").exists():
-            return read_json(out / "manifest.json", "a manifest")
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} exists and holds something else. Give an empty or new data.dir.")
-    _check_space(source, out, plan)
-    write_json(out / "plan.json", identity)
-    rows = sum(len(s.images) for s in source.studies) + len(source.studies)
-    guard = _Guard(source, out, max_bad_fraction * rows)
-    done = _run_shards(source, out, plan, workers, progress, guard)
-    counts = {key: sum(s[key] for s in done) for key in ("images", "studies")}
-    guard.write(counts)
-    manifest = {
+    _check(source)
+    identity = {
         "version": VERSION,
         "source": source.name,
         "private": private,
-        "plan": asdict(plan),
-        "labels": list(source.labels),
-        "counts": counts | {"splits": dict(sum((Counter(s["splits"]) for s in done), Counter()))},
-        "shards": len(done),
-        "fingerprint": digest([identity["version"], identity["plan"], [s["hash"] for s in done]], 16),
+        "plan": asdict(plan) | {"shard": STUDIES_PER_SHARD},
+        "index": index_hash(source),
     }
-    write_json(out / "manifest.json", manifest)
+    if finished := _finished(out, identity):
+        return finished
+    _check_space(source, out, plan)
+    with alone(out / ".lock"):
+        # another process may have built it while this one waited
+        if finished := _finished(out, identity):
+            return finished
+        _sweep(out)
+        write_json(out / "plan.json", identity)
+        guard = _Guard(source, out, max_bad_fraction)
+        done = _run_shards(source, out, plan, workers, progress, guard)
+        counts = {key: sum(s[key] for s in done) for key in ("images", "studies")}
+        guard.write(counts)
+        manifest = {
+            "version": VERSION,
+            "source": source.name,
+            "private": private,
+            "plan": asdict(plan),
+            "labels": list(source.labels),
+            "counts": counts | {"splits": dict(sum((Counter(s["splits"]) for s in done), Counter()))},
+            "shards": len(done),
+            "fingerprint": digest([VERSION, identity["plan"], source.labels, [s["hash"] for s in done]], 16),
+        }
+        write_json(out / "manifest.json", manifest)
     return manifest
 
 
-def _check(source: Source, out: Path) -> None:
+def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest of a finished build of the same plan; None where there is work to do."""
+    if (out / "plan.json").exists():
+        begun = (out / "manifest.json").exists() or any((out / "shards").glob("*.done.json"))
+        if begun and read_json(out / "plan.json", "a preparation plan") != identity:
+            raise UserError(
+                f"{out} was prepared from other data, another size, data.private or version. "
+                "Give another data.dir, or remove it to prepare anew."
+            )
+        return read_json(out / "manifest.json", "a manifest") if (out / "manifest.json").exists() else None
+    if out.is_dir() and any(f.name != ".lock" and not f.name.startswith(".plan.json.") for f in out.iterdir()):
+        raise UserError(f"{out} exists and holds something else. Give an empty or new data.dir.")
+    return None
+
+
+def _sweep(out: Path) -> None:
+    """Remove what a killed build left half-written."""
+    for left in (*out.glob(".*.json.*"), *(out / "shards").glob(".*")):
+        left.unlink(missing_ok=True)
+
+
+def _check(source: Source) -> None:
     if not source.studies:
-        raise UserError(f"{source.root} holds no usable study ({len(source.problems)} rows were refused).")
+        first = f" (first: {source.problems[0].where}: {source.problems[0].reason})" if source.problems else ""
+        raise UserError(f"{source.root} holds no usable study; {len(source.problems)} rows were refused{first}.")
     split_of: dict[str, str] = {}
     for study in source.studies:
         if split_of.setdefault(study.patient_id, study.split) != study.split:
@@ -115,10 +146,11 @@ def _check(source: Source, out: Path) -> None:
 
 
 def _check_space(source: Source, out: Path, plan: Plan) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    needed = sum(len(s.images) for s in source.studies) * plan.size**2
-    free = shutil.disk_usage(out).free
-    if needed * 1.1 > free:
+    place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
+    written = sum(f.stat().st_size for f in (out / "shards").glob("*.images.arrow"))
+    needed = sum(len(s.images) for s in source.studies) * plan.size**2 * 1.1 - written
+    free = shutil.disk_usage(place).free
+    if needed > free:
         raise UserError(
             f"{out}: the prepared images need {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free. "
             "Free some space, or choose a smaller data.store_size or another data.dir."
@@ -126,18 +158,22 @@ def _check_space(source: Source, out: Path, plan: Plan) -> None:
 
 
 def index_hash(source: Source) -> str:
-    """Changes with any id, path, split, text or label of the index."""
-    rows = [
-        [s.study_id, s.patient_id, s.split, [i.path for i in s.images], s.text, dict(s.labels)] for s in source.studies
-    ]
-    return digest([source.labels, rows], 16)
+    """Changes with anything that the reader found: ids, paths, splits, texts, views, labels, boxes, masks."""
+    content = hashlib.sha256(json.dumps([source.name, source.labels]).encode())
+    for s in source.studies:
+        images = [[i.image_id, i.path, i.view, i.labels, i.boxes, i.masks, i.extra] for i in s.images]
+        row = [s.study_id, s.patient_id, s.split, s.report_path, s.text, s.labels, images]
+        content.update(json.dumps(row, sort_keys=True, default=dict).encode())
+    return content.hexdigest()[:16]
 
 
 class _Guard:
     """Collects the problems and stops the build when too many rows are lost."""
 
-    def __init__(self, source: Source, out: Path, limit: float) -> None:
-        self.source, self.out, self.limit = source, out, limit
+    def __init__(self, source: Source, out: Path, fraction: float) -> None:
+        refused = sum(p.lost for p in source.problems)
+        rows = refused + sum(1 + len(s.images) for s in source.studies)
+        self.source, self.out, self.limit = source, out, fraction * rows
         self.problems: list[Problem] = []
         self.add(source.problems)
 
@@ -168,20 +204,52 @@ def _run_shards(
         for n, i in enumerate(starts)
     ]
     done: list[dict[str, Any]] = []
-    for result in _map(jobs, workers):
-        done.append(result)
-        guard.add(Problem(**p) for p in result["problems"])
-        if progress:
-            progress(sum(d["studies"] for d in done), len(source.studies))
+    try:
+        # closed on any error, so that no further shard is begun
+        with closing(_map(jobs, workers)) as results:
+            for result in results:
+                done.append(result)
+                guard.add(Problem(**p) for p in result["problems"])
+                if progress:
+                    progress(sum(d["studies"] for d in done), len(source.studies))
+    except UserError:
+        _forget_losses(out)
+        raise
     return done
 
 
-def _map(jobs: list[tuple], workers: int) -> Iterator[dict[str, Any]]:
+def _forget_losses(out: Path) -> None:
+    """Let the next call try again what was lost: the user may have mended the files by then."""
+    for path in (out / "shards").glob("*.done.json"):
+        if any(p["lost"] for p in read_json(path, "a shard summary")["problems"]):
+            path.unlink()
+
+
+def _map(jobs: list[tuple], workers: int) -> Generator[dict[str, Any], None, None]:
     if workers <= 1 or len(jobs) == 1:
         yield from map(_build_shard, jobs)
         return
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_build_shard, jobs)
+    # spawned: a fork would inherit the locks of this process's threads
+    with ProcessPoolExecutor(
+        min(workers, len(jobs)), mp_context=get_context("spawn"), initializer=_end_with_parent
+    ) as pool:
+        try:
+            yield from pool.map(_build_shard, jobs)
+        except BrokenProcessPool as error:
+            raise UserError(
+                "A worker of the preparation was ended from outside, perhaps for want of memory. "
+                "The same command goes on from here; fewer workers need less memory (workers=1)."
+            ) from error
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+
+    def watch() -> None:
+        parent_process().join()  # type: ignore[union-attr]
+        os._exit(1)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def _build_shard(job: tuple) -> dict[str, Any]:
@@ -203,10 +271,12 @@ def _build_shard(job: tuple) -> dict[str, Any]:
         row = _study_row(root, study, labels, problems)
         study_rows.append(row)
         image_rows += images
-        said = [{k: v for k, v in i.items() if k not in ("pixels", "masks")} for i in images]
-        content.update(json.dumps([row, said], sort_keys=True).encode())
-        for image in images:
-            content.update(image["pixels"].tobytes())
+        for said in (row, *images):
+            plain = {k: v for k, v in said.items() if k not in ("pixels", "masks")}
+            content.update(json.dumps(plain, sort_keys=True).encode())
+            for mask in said.get("masks", ()):
+                content.update(mask["label"].encode() + mask["png"])
+            content.update(said.get("pixels", b""))
     _write_arrow(stem.with_suffix(".images.arrow"), _image_table(image_rows, plan.size, len(labels)))
     _write_arrow(stem.with_suffix(".studies.arrow"), pa.Table.from_pylist(study_rows, _study_schema()))
     summary = {
@@ -221,21 +291,17 @@ def _build_shard(job: tuple) -> dict[str, Any]:
 
 
 def _study_row(root: Path, study: Study, labels: tuple[str, ...], problems: list[Problem]) -> dict[str, Any]:
-    text, parsed = study.text, dict.fromkeys(SECTIONS, "")
-    if study.report_path is not None:
-        try:
-            text = (root / study.report_path).read_text("utf-8", errors="replace")
-        except OSError as error:
-            problems.append(Problem("missing report", study.report_path, error.strerror or "cannot be read"))
-    if text and study.report_path is not None:
-        found = sections(text)
-        parsed = {name: last_section(found, name) for name in SECTIONS}
-    elif text:
-        parsed["findings"] = text
-    if not any(parsed.values()):
-        problems.append(
-            Problem("empty report", f"study_id {study.study_id}", "no findings and no impression", lost=False)
-        )
+    where = study.report_path or f"study_id {study.study_id}"
+    parsed = dict.fromkeys(SECTIONS, "")
+    try:
+        parsed = _report(root, study)
+    except OSError as error:
+        problems.append(Problem("missing report", where, error.strerror or "cannot be read"))
+    else:
+        if not any(parsed.values()):
+            problems.append(Problem("empty report", where, "no findings and no impression", lost=False))
+        elif not (parsed["findings"] or parsed["impression"]):
+            problems.append(Problem("no section", where, "neither findings nor impression", lost=False))
     return {
         "study_id": study.study_id,
         "patient_id": study.patient_id,
@@ -243,6 +309,31 @@ def _study_row(root: Path, study: Study, labels: tuple[str, ...], problems: list
         **parsed,
         "labels": [_number(study.labels.get(name)) for name in labels],
     }
+
+
+def _report(root: Path, study: Study) -> dict[str, str]:
+    """The sections of a study's report.
+
+    A file is cut by MIMIC-CXR's own rules. A text from a table may have lost the indent or the line breaks before its
+    headers; one without headers is all findings.
+    """
+    if study.report_path is not None:
+        found = sections((root / study.report_path).read_text("utf-8", errors="replace"))
+        return {name: last_section(found, name) for name in SECTIONS}
+    text = (study.text or "").strip()
+    broken = _HEADERS.sub(lambda m: f"\n{m[1].upper()}: ", text)
+    found = sections("\n ".join(["", *map(str.strip, broken.split("\n")), ""]))
+    parsed = {name: last_section(found, name) for name in SECTIONS}
+    headed = any(s.name == "preamble" for s in found)
+    return parsed if headed and any(parsed.values()) else dict.fromkeys(SECTIONS, "") | {"findings": text}
+
+
+#: the usual headers wherever they stand, in capitals at least at their beginning
+_HEADERS = re.compile(
+    r"(?:^|\s+)(?=[A-Z])"
+    r"((?i:examination|indication|(?:clinical )?history|technique|comparison|findings|impression|conclusion))"
+    r":(?:\s+|$)"
+)
 
 
 def _number(value: float | None) -> float | None:
@@ -253,17 +344,16 @@ def _image_row(
     root: Path, ref: ImageRef, study: int, labels: tuple[str, ...], plan: Plan, problems: list[Problem]
 ) -> dict[str, Any] | None:
     try:
-        gray = decode_gray(root / ref.path, plan.size)
         with Image.open(root / ref.path) as image:
             size = image.size
+            gray = _gray(image, plan.size)
     except Exception as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)[:160] or type(error).__name__
-        problems.append(Problem("broken image", ref.path, reason))
+        problems.append(Problem("broken image", ref.path, _reason(error)))
         return None
     pixels, geometry = resize_and_pad(gray, plan.size)
-    scaled = Geometry(
-        geometry.scale * gray.shape[1] / size[0], geometry.left, geometry.top, width=size[0], height=size[1]
-    )
+    # the decoder halves the sides up to three times and rounds them up
+    reduced = 2 ** round(math.log2(size[0] / gray.shape[1]))
+    scaled = Geometry(geometry.scale / reduced, geometry.left, geometry.top, width=size[0], height=size[1])
     return {
         "image_id": ref.image_id,
         "path": ref.path,
@@ -272,9 +362,9 @@ def _image_row(
         "width": size[0],
         "height": size[1],
         "labels": [_number(ref.labels.get(n)) for n in labels] if ref.labels is not None else None,
-        "boxes": json.dumps([_box(b, scaled) for b in ref.boxes]),
+        "boxes": json.dumps(_boxes(ref, scaled, problems)),
         "extra": ref.extra,
-        "masks": _masks(root, ref, plan, problems),
+        "masks": _masks(root, ref, size, plan, problems),
         "pixels": pixels,
     }
 
@@ -286,34 +376,63 @@ def decode_gray(path: Path, size: int) -> np.ndarray:
         OSError: the file is missing, truncated or no image.
     """
     with Image.open(path) as image:
-        if image.format == "JPEG":
-            image.draft("L", (size, size))
-        if image.mode.startswith(("I", "F")):
-            values = np.asarray(image, dtype=np.float32)
-            low, high = float(values.min()), float(values.max())
-            return ((values - low) / max(high - low, 1.0) * 255).round().astype(np.uint8)
-        return np.asarray(image if image.mode == "L" else image.convert("L"))
+        return _gray(image, size)
 
 
-def _box(box: Any, geometry: Geometry) -> dict[str, Any]:
-    x, y, w, h = (float(v) for v in box["xywh"])
-    left, top = x * geometry.scale + geometry.left, y * geometry.scale + geometry.top
-    xyxy = [left, top, left + w * geometry.scale, top + h * geometry.scale]
-    return {"label": box.get("label", ""), "xyxy": [round(v, 2) for v in xyxy]}
+def _gray(image: Image.Image, size: int) -> np.ndarray:
+    if image.format == "JPEG":
+        image.draft("L", (size, size))
+    if image.mode.startswith(("I", "F")):
+        # more than eight bits: from the least to the greatest value of the picture
+        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+        low, high = float(values.min()), float(values.max())
+        return ((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
+    return np.asarray(image if image.mode == "L" else image.convert("L"))
 
 
-def _masks(root: Path, ref: ImageRef, plan: Plan, problems: list[Problem]) -> list[dict[str, Any]]:
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    return str(error)[:160] or type(error).__name__
+
+
+def _boxes(ref: ImageRef, geometry: Geometry, problems: list[Problem]) -> list[dict[str, Any]]:
+    kept = []
+    for box in ref.boxes:
+        try:
+            x, y, w, h = (float(v) for v in box["xywh"])
+            if not (all(map(math.isfinite, (x, y))) and 0 < w < math.inf and 0 < h < math.inf):
+                raise ValueError("not a box")
+            label = str(box.get("label", ""))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            problems.append(Problem("broken box", ref.path, f"no {{label, xywh}}: {box}"[:160], lost=False))
+            continue
+        xyxy = geometry.boxes(np.array([[x, y, x + w, y + h]]))[0]
+        kept.append({"label": label, "xyxy": [round(float(v), 2) for v in xyxy]})
+    return kept
+
+
+def _masks(
+    root: Path, ref: ImageRef, size: tuple[int, int], plan: Plan, problems: list[Problem]
+) -> list[dict[str, Any]]:
     kept = []
     for mask in ref.masks:
         try:
             with Image.open(root / mask["path"]) as image:
-                pixels, _ = resize_and_pad(np.asarray(image.convert("L")), plan.size)
-        except OSError as error:
-            problems.append(Problem("broken mask", str(mask.get("path")), str(error)[:160], lost=False))
+                if image.size != size:
+                    raise ValueError(f"a mask of {image.size} pixels for an image of {size}")
+                values = np.asarray(image.convert("L") if image.mode in ("LA", "RGB", "RGBA", "CMYK") else image)
+            label = str(mask.get("label", ""))
+        except Exception as error:
+            problems.append(Problem("broken mask", ref.path, f"{mask}: {_reason(error)}"[:160], lost=False))
             continue
+        # drawn in 1, 255 or 65535, as the file's author liked
+        pixels, _ = resize_and_pad((values > values.max() / 2).astype(np.uint8) * 255, plan.size)
         buffer = io.BytesIO()
-        Image.fromarray((pixels > 127).astype(np.uint8) * 255).convert("1").save(buffer, "PNG")
-        kept.append({"label": mask.get("label", ""), "png": buffer.getvalue()})
+        Image.fromarray(pixels > 127).save(buffer, "PNG")
+        kept.append({"label": label, "png": buffer.getvalue()})
     return kept
 
 

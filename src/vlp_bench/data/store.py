@@ -1,7 +1,9 @@
 """Prepared data, opened: images by row, studies by number, word pieces by tokenizer."""
 
+import io
 import json
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,13 +13,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from PIL import Image
 
 from vlp_bench.data.prepare import VERSION
 from vlp_bench.data.reports import clean_alphanumeric, select_text, split_sentences, swap_laterality
 from vlp_bench.data.study import FRONTAL
 from vlp_bench.data.tokenization import Pieces, Tokenizer
 from vlp_bench.errors import UserError
-from vlp_bench.files import digest, read_json, whole
+from vlp_bench.files import alone, digest, read_json, whole
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,7 @@ class PreparedData:
     """A prepared directory.
 
     Raises:
-        UserError: there is none at `path`, it is unfinished, of another version, or not the expected one.
+        UserError: there is none at `path`, it is unfinished or damaged, of another version, or not the expected one.
     """
 
     def __init__(self, path: Path, fingerprint: str | None = None) -> None:
@@ -61,10 +64,20 @@ class PreparedData:
                 f"{self.path} was prepared by another version ({self.manifest.get('version')}, this one writes "
                 f"{VERSION}). Prepare it anew into another data.dir."
             )
+        missing = [p for kind in ("images", "studies") for p in self._shards(kind) if not p.is_file()]
+        if missing:
+            raise UserError(
+                f"{missing[0]} is missing, and {len(missing) - 1} more: {self.path} is damaged. "
+                "Remove it and prepare anew."
+            )
         if fingerprint and fingerprint != self.fingerprint:
             raise UserError(
                 f"{self.path} has the fingerprint {self.fingerprint}, expected {fingerprint}: it is other data."
             )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The path without the data: another process maps the files itself."""
+        return {"path": self.path, "manifest": self.manifest}
 
     @property
     def fingerprint(self) -> str:
@@ -90,17 +103,36 @@ class PreparedData:
         return [self.path / "shards" / f"{n:05d}.{kind}.arrow" for n in range(self.manifest["shards"])]
 
     @cached_property
-    def _images(self) -> Any:
+    def _images(self) -> pa.Table:
+        """All shards as one memory-mapped table."""
         from datasets import Dataset, concatenate_datasets
 
-        parts = [Dataset.from_file(str(p)) for p in self._shards("images")]
-        return concatenate_datasets(parts).with_format("arrow") if len(parts) > 1 else parts[0].with_format("arrow")
+        return concatenate_datasets([Dataset.from_file(str(p)) for p in self._shards("images")]).data.table
+
+    @cached_property
+    def _pixels(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Where each piece of the pixel column begins, and the pieces: arrays (n, size, size) onto the files."""
+        pieces = [c for c in self._images.column("pixels").chunks if len(c)]
+        arrays = [c.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.size, self.size) for c in pieces]
+        return np.cumsum([0, *map(len, arrays)])[:-1], arrays
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Stored grey pixels, uint8 (N, size, size), of N image rows."""
-        column = self._images[rows.tolist()]["pixels"]
-        flat = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-        return flat.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.size, self.size)
+        corner = np.zeros(len(rows), np.int64)
+        return self.crops(rows, self.size, corner, corner)
+
+    def crops(self, rows: np.ndarray, size: int, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
+        """A square of each of N images, uint8 (N, size, size), its corner at (tops[n], lefts[n]).
+
+        Read straight from the mapped files: only the bytes of the square are touched, and they are copied once.
+        """
+        first, arrays = self._pixels
+        piece = np.searchsorted(first, rows, side="right") - 1
+        out = np.empty((len(rows), size, size), np.uint8)
+        places = zip(piece.tolist(), (rows - first[piece]).tolist(), tops.tolist(), lefts.tolist(), strict=True)
+        for n, (p, row, top, left) in enumerate(places):
+            out[n] = arrays[p][row, top : top + size, left : left + size]
+        return out
 
     @cached_property
     def images(self) -> pd.DataFrame:
@@ -137,27 +169,38 @@ class PreparedData:
         """Boxes of one image, xyxy in stored pixels."""
         return json.loads(self.images["boxes"].iloc[row])
 
+    def masks(self, row: int) -> list[dict[str, Any]]:
+        """Masks of one image, {label, mask: bool (size, size)}, in stored pixels."""
+        stored = self._images.column("masks")[row].as_py() or []
+        return [{"label": m["label"], "mask": np.asarray(Image.open(io.BytesIO(m["png"])))} for m in stored]
+
     def pieces(self, tokenizer: Tokenizer, form: TextForm) -> tuple[Pieces, Pieces]:
         """Word pieces of every study, as written and with left and right swapped; made once and kept.
 
         Raises:
             UserError: the directory cannot be written.
         """
-        key = digest([tokenizer.fingerprint, form.sections, form.clean])
-        folder = self.path / "tokens" / key
+        folder = self.path / "tokens" / digest([tokenizer.fingerprint, form.sections, form.clean])
         if not folder.is_dir():
-            log.info("tokenising %d reports once, into %s", len(self.studies), folder)
-            records = self.studies[["findings", "impression"]].to_dict("records")
-            texts = [form.sentences(r) for r in records]
-            mirrored = [[swap_laterality(s) for s in t] for t in texts]
-            with whole(folder) as temporary:
-                temporary.mkdir()
-                for name, version in (("plain", texts), ("mirrored", mirrored)):
-                    pieces = tokenizer.encode(version)
-                    for part in ("ids", "word", "sentence", "offsets"):
-                        np.save(temporary / f"{name}.{part}.npy", getattr(pieces, part))
-        plain, mirrored_pieces = (_load_pieces(folder, name) for name in ("plain", "mirrored"))
-        return plain, mirrored_pieces
+            with alone(folder.parent / ".lock"):
+                # another process may have made it while this one waited
+                if not folder.is_dir():
+                    self._tokenize(tokenizer, form, folder)
+        plain, mirrored = (_load_pieces(folder, name) for name in ("plain", "mirrored"))
+        return plain, mirrored
+
+    def _tokenize(self, tokenizer: Tokenizer, form: TextForm, folder: Path) -> None:
+        log.info("tokenising %d reports once, into %s", len(self.studies), folder)
+        texts = [form.sentences(r) for r in self.studies[["findings", "impression"]].to_dict("records")]
+        mirrored = [[swap_laterality(s) for s in t] for t in texts]
+        for left in folder.parent.glob(".*.*"):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+        with whole(folder) as temporary:
+            temporary.mkdir()
+            for name, version in (("plain", texts), ("mirrored", mirrored)):
+                pieces = tokenizer.encode(version)
+                for part in ("ids", "word", "sentence", "offsets"):
+                    np.save(temporary / f"{name}.{part}.npy", getattr(pieces, part))
 
 
 def _load_pieces(folder: Path, name: str) -> Pieces:

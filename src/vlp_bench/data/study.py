@@ -30,7 +30,8 @@ class ImageRef:
 class Study:
     """One study of one patient. No tensors, no absolute paths.
 
-    The report is either `report_path` (a file with section headers, relative to the root) or `text` (plain).
+    The report is either `report_path` (a file with MIMIC-CXR's section headers, relative to the root) or `text`
+    (with section headers or without any).
     `labels`: 1 present, 0 absent, -1 uncertain; a label that is not named is unknown.
     """
 

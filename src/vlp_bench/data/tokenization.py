@@ -13,6 +13,8 @@ from tokenizers import BertWordPieceTokenizer
 
 from vlp_bench.errors import UserError
 
+#: texts that are tokenised at once: each piece costs some hundred bytes until it is an integer
+TEXTS_AT_ONCE = 2048
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -61,11 +63,14 @@ class Tokenizer:
         """
         if vocab == "synthetic":
             text = (files("vlp_bench.data") / "assets" / "vocab.txt").read_text("utf-8")
-            return cls(text.splitlines(), lowercase)
+            return cls(_lines(text), lowercase)
         path = Path(_hub_vocabulary(name)) if vocab == "pretrained" else Path(vocab)
         if not path.is_file():
             raise UserError(f"text.vocab={vocab}: no such file. Give the vocab.txt of a BERT model, or synthetic.")
-        return cls(path.read_text("utf-8").splitlines(), lowercase)
+        try:
+            return cls(_lines(path.read_text("utf-8")), lowercase)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"text.vocab={vocab}: cannot be read as a BERT vocab.txt ({error}).") from error
 
     def __len__(self) -> int:
         return len(self.vocab)
@@ -85,6 +90,12 @@ class Tokenizer:
         Returns:
             the pieces of all N, without special tokens.
         """
+        parts = [self._encode(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, max(len(texts), 1), TEXTS_AT_ONCE)]
+        lengths = np.concatenate([np.diff(p.offsets) for p in parts])
+        ids, word, sentence = (np.concatenate([getattr(p, k) for p in parts]) for k in ("ids", "word", "sentence"))
+        return Pieces(ids, word, sentence, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+    def _encode(self, texts: Sequence[Sequence[str]]) -> Pieces:
         owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
         number = np.concatenate([np.arange(len(t)) for t in texts] or [np.zeros(0, int)])
         encoded = self._tokenizer.encode_batch([s for t in texts for s in t], add_special_tokens=False)
@@ -100,6 +111,11 @@ class Tokenizer:
         starts = words[np.minimum(offsets[:-1], max(len(ids) - 1, 0))] if len(ids) else np.zeros(len(texts), int)
         word = (words - np.repeat(starts, np.diff(offsets))).astype(np.int32)
         return Pieces(ids, word, np.repeat(number, lengths).astype(np.int32), offsets)
+
+
+def _lines(text: str) -> list[str]:
+    """Lines by line feed alone: a vocabulary may hold characters at which `splitlines` splits, too."""
+    return [line.rstrip("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _hub_vocabulary(name: str) -> str:

@@ -11,13 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 import vlp_bench.data.synthetic
 from vlp_bench.config import plain
-from vlp_bench.data.prepare import Plan, index_hash
+from vlp_bench.data.prepare import VERSION, Plan, index_hash
 from vlp_bench.data.prepare import prepare as build
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import Source
 from vlp_bench.engine.progress import counted
 from vlp_bench.errors import UserError
-from vlp_bench.files import digest
+from vlp_bench.files import alone, digest
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
     size = int(section.get("store_size") or size)
     if section.get("layout"):
         world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}
-        name = "synthetic-{layout}-{studies}x{size}px-seed{seed}-{code}".format(**world, code=_world_code())
+        code = digest([_world_code(), VERSION, section["private"]], 6)
+        name = "synthetic-{layout}-{studies}x{size}px-seed{seed}-{code}".format(**world, code=code)
         if (cache / "prepared" / name / "manifest.json").exists():
             return PreparedData(cache / "prepared" / name)
         source = read(section, _synthetic_raw(cache / "raw" / name, world))
@@ -94,8 +95,18 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
             + (f" or {group}.raw_dir=FOLDER." if section["name"] == "folder" else ".")
         )
     source = read(section, Path(section["raw_dir"]))
-    name = f"{section['name']}-{digest([index_hash(source), size, section['private']], 8)}"
+    key = [VERSION, index_hash(source), _stamps(source), size, section["private"]]
+    name = f"{section['name']}-{digest(key, 8)}"
     return _build(section, source, cache / "prepared" / name, size, workers)
+
+
+def _stamps(source: Source) -> list[tuple[int, int] | None]:
+    """Size and time of every image and mask, so that the cache of a folder does not outlive an exchanged file."""
+    images = [i for s in source.studies for i in s.images]
+    masks = [m for i in images for m in i.masks if isinstance(m, Mapping)]
+    paths = [i.path for i in images] + [str(m.get("path")) for m in masks]
+    stats = [p.stat() if (p := source.root / path).is_file() else None for path in paths]
+    return [(s.st_size, s.st_mtime_ns) if s else None for s in stats]
 
 
 def _world_code() -> str:
@@ -107,8 +118,11 @@ def _world_code() -> str:
 def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
     from vlp_bench.data.synthetic import write_raw
 
-    if not folder.is_dir():
-        with counted(f"synthesize {world['layout']}") as progress:
+    if folder.is_dir():
+        return folder
+    with alone(folder.parent / f".{folder.name}.lock"), counted(f"synthesize {world['layout']}") as progress:
+        # another process may have drawn it while this one waited
+        if not folder.is_dir():
             write_raw(
                 world["layout"],
                 folder,

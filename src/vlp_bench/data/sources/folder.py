@@ -1,14 +1,15 @@
 """A user's own images: a directory with `metadata.csv`, images, and where there are, boxes and masks.
 
-Columns: `image_path` is needed. Read where present: `study_id`, `patient_id`, `view`, `report_text`, `labels` (joined
-by `|`; empty means unknown), `split`, `boxes_json` (list of {label, xywh}), `masks_json` (list of {label, path}),
-`extra_json`, and any other column for `where`.
+Columns: `image_path` (relative to the directory) is needed. Read where present: `study_id`, `patient_id`, `view`,
+`report_text`, `labels` (joined by `|`; empty means unknown), `split`, `boxes_json` (list of {label, xywh}),
+`masks_json` (list of {label, path}), `extra_json`, and any column for `where`.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
@@ -17,6 +18,12 @@ from vlp_bench.errors import UserError
 
 #: Shares of patients in train, val and test where the csv does not say.
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
+#: Columns that mean something here, and those that say where an image is from.
+COLUMNS = {
+    "image_path", "study_id", "patient_id", "view", "report_text", "labels", "split", "boxes_json", "masks_json",
+    "extra_json", "licence", "license", "licence_url", "attribution", "source", "source_url", "text_type", "width",
+    "height", "orig_width", "orig_height", "sha256",
+}  # fmt: skip
 
 
 def read(raw_dir: Path, where: str | None = None, shares: Mapping[str, float] | None = None) -> Source:
@@ -31,21 +38,47 @@ def read(raw_dir: Path, where: str | None = None, shares: Mapping[str, float] | 
         UserError: no metadata.csv, no such column, a condition that keeps nothing, a patient in two splits.
     """
     path = raw_dir / "metadata.csv"
-    if not path.is_file():
-        raise UserError(f"No {path}. A folder of images needs a metadata.csv with at least the column image_path.")
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if "image_path" not in table:
-        raise UserError(f"{path} lacks the column image_path (it has {', '.join(table.columns[:6])}).")
-    table["row"] = range(2, len(table) + 2)
+    problems: list[Problem] = []
+    table = _table(path)
+    for column in [c for c in table.columns if c not in COLUMNS]:
+        reason = "not a column that is read; only `where` sees it"
+        problems.append(Problem("unknown column", f"metadata.csv column {column}", reason, lost=False))
     if where:
         table = _filter(table, where, path)
-    table = _identify(table)
-    table["split"] = _splits(table, dict(shares or SHARES))
-    problems: list[Problem] = []
+    table = _split(_identify(_usable(table, problems)), dict(SHARES | dict(shares or {})), path, problems)
     studies = [_study(key, rows, problems) for key, rows in table.groupby(["patient_id", "study_id"], sort=True)]
     labels = sorted({name for s in studies for i in s.images for name in (i.labels or {})})
     filled = tuple(_fill(s, labels) for s in studies)
     return Source("folder", raw_dir, filled, tuple(labels), tuple(problems))
+
+
+def _table(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise UserError(f"No {path}. A folder of images needs a metadata.csv with at least the column image_path.")
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is not a csv in UTF-8 ({error}).") from error
+    if "image_path" not in table:
+        raise UserError(f"{path} lacks the column image_path (it has {', '.join(table.columns[:6])}).")
+    # what a table program writes for an empty cell
+    return table.replace({"nan": "", "NaN": ""})
+
+
+def _usable(table: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
+    """The rows that name an image of their own; the index stays, it numbers the rows."""
+
+    def refusal(path: str) -> str | None:
+        parts = PurePosixPath(path)
+        if not path.strip():
+            return "image_path is empty"
+        return "image_path leaves the folder" if parts.is_absolute() or ".." in parts.parts else None
+
+    refusals = table["image_path"].map(refusal)
+    refusals[table.duplicated("image_path") & refusals.isna()] = "the image has a row already; the first counts"
+    bad = refusals.notna()
+    problems += [Problem("image_path", f"row {n + 2}", reason) for n, reason in refusals[bad].items()]
+    return table[~bad].copy()
 
 
 def _filter(table: pd.DataFrame, where: str, path: Path) -> pd.DataFrame:
@@ -68,35 +101,59 @@ def _identify(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _splits(table: pd.DataFrame, shares: Mapping[str, float]) -> pd.Series:
-    named = table["split"].str.lower().replace({"valid": "val", "validate": "val"}) if "split" in table else None
-    if named is not None and set(named) == set(SPLITS):
-        return named
-    numbers = {p: int(hashlib.sha256(p.encode()).hexdigest()[:8], 16) / 16**8 for p in table["patient_id"].unique()}
+def _split(table: pd.DataFrame, shares: Mapping[str, float], path: Path, problems: list[Problem]) -> pd.DataFrame:
+    """With every row in train, val or test: as the csv says where it names all three, else by patient."""
+    written = table["split"].str.strip().str.lower() if "split" in table else pd.Series("", table.index)
+    named = written.replace({"valid": "val", "validate": "val", "validation": "val"})
+    if set(SPLITS) <= set(named):
+        known = named.isin(SPLITS)
+        for n in table.index[~known]:
+            reason = f"split={table['split'][n]!r} is none of {', '.join(SPLITS)}"
+            problems.append(Problem("split", f"row {n + 2}", reason))
+        table = table.assign(split=named)[known]
+        several = table.groupby("patient_id")["split"].agg(lambda splits: sorted(set(splits)))
+        if (mixed := several[several.map(len) > 1]).size:
+            raise UserError(
+                f"Patient {mixed.index[0]} is in the splits {' and '.join(mixed.iloc[0])} of {path}. "
+                "Splits must be disjoint by patient: correct the split column."
+            )
+        return table
+    if part := sorted(set(named) & set(SPLITS)):
+        reason = f"names only {', '.join(part)}: the patients were split anew"
+        problems.append(Problem("split", "metadata.csv column split", reason, lost=False))
+    if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise UserError(f"shares={shares}: give train, val and test, together 1.")
+    patients = table["patient_id"].unique()
+    numbers = {p: int(hashlib.sha256(p.encode()).hexdigest()[:8], 16) / 16**8 for p in patients}
     train, val = shares["train"], shares["train"] + shares["val"]
     chosen = {p: "train" if x < train else "val" if x < val else "test" for p, x in numbers.items()}
-    return table["patient_id"].map(chosen)
+    return table.assign(split=table["patient_id"].map(chosen))
 
 
 def _study(key: tuple[str, str], rows: pd.DataFrame, problems: list[Problem]) -> Study:
     patient, study = key
     texts = list(dict.fromkeys(t for t in rows.get("report_text", pd.Series(dtype=str)) if t.strip()))
-    images = tuple(_image(row, problems) for row in rows.to_dict("records"))
+    images = tuple(
+        _image(row, f"row {n + 2}", problems) for n, row in zip(rows.index, rows.to_dict("records"), strict=True)
+    )
     return Study(study, patient, rows["split"].iloc[0], images, None, "\n".join(texts))
 
 
-def _image(row: dict[str, str], problems: list[Problem]) -> ImageRef:
+def _image(row: dict[str, str], where: str, problems: list[Problem]) -> ImageRef:
     def listed(column: str) -> tuple[dict, ...]:
         text = row.get(column, "")
         try:
-            return tuple(json.loads(text)) if text else ()
-        except (ValueError, TypeError) as error:
-            problems.append(Problem(column, f"row {row['row']}", f"not a JSON list: {error}", lost=False))
+            found = json.loads(text or "[]")
+        except ValueError:
+            found = None
+        if not isinstance(found, list):
+            problems.append(Problem(column, where, f"not a JSON list: {text[:80]}", lost=False))
             return ()
+        return tuple(found)
 
     names = [n.strip() for n in row.get("labels", "").split("|") if n.strip()]
     return ImageRef(
-        image_id=Path(row["image_path"]).stem,
+        image_id=row["image_path"],
         path=row["image_path"],
         view=row.get("view", "").upper(),
         labels=dict.fromkeys(names, 1.0) if names else None,
@@ -108,8 +165,6 @@ def _image(row: dict[str, str], problems: list[Problem]) -> ImageRef:
 
 def _fill(study: Study, labels: list[str]) -> Study:
     """A labelled image is negative for what it does not name."""
-    from dataclasses import replace
-
     zero = dict.fromkeys(labels, 0.0)
     images = tuple(replace(i, labels=zero | dict(i.labels)) if i.labels is not None else i for i in study.images)
     return replace(study, images=images)
