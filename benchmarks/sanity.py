@@ -43,9 +43,8 @@ def main() -> None:
             result = json.loads(path.read_text())
             if result["task"] == "retrieval" and result["method"] == method:
                 hit, chance = (result[k][result["primary"]]["value"] for k in ("metrics", "trivial"))
-                print(
-                    f"  seed {result['pretrain_seed']}: {result['primary']} {hit:.3f}, chance {chance:.3f} ({hit / chance:.1f}x)"
-                )
+                seed, name = result["pretrain_seed"], result["primary"]
+                print(f"  seed {seed}: {name} {hit:.3f}, chance {chance:.3f} ({hit / chance:.1f}x)")
     raise SystemExit(0 if passed else 1)
 
 

@@ -60,8 +60,12 @@ def identity(cfg: DictConfig) -> dict[str, Any]:
 
 def plain(cfg: DictConfig, resolve: bool = True) -> dict[str, Any]:
     """A configuration, or a section of one, as plain values, without Hydra's own part."""
-    kept = OmegaConf.masked_copy(cfg, [str(k) for k in cfg if k != "hydra"])
-    return OmegaConf.to_container(kept, resolve=resolve)  # type: ignore[return-value]
+    if not resolve:
+        whole = OmegaConf.to_container(cfg, resolve=False)
+        return {k: v for k, v in whole.items() if k != "hydra"}  # type: ignore[union-attr, misc]
+    # node by node, not as a copy: a section's interpolations may point outside it
+    kept = {str(k): "???" if OmegaConf.is_missing(cfg, k) else cfg[k] for k in cfg if k != "hydra"}
+    return {k: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for k, v in kept.items()}
 
 
 def _by_contents(node: Any, key: str = "") -> Any:

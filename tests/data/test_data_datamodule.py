@@ -367,7 +367,7 @@ def test_a_rank_without_a_sample_in_the_last_step(mimic_store, tokenizer):
 def test_a_batch_larger_than_the_data(mimic_store, tokenizer):
     with pytest.raises(UserError, match=r"fewer than one batch of 999 x 1\. Lower data\.batch_size"):
         module_of(mimic_store, tokenizer, batch_size=999).train_dataloader()
-    with pytest.raises(UserError, match="has 4 training samples"):
+    with pytest.raises(UserError, match="has 4 train samples"):
         module_of(mimic_store, tokenizer, limit=4).train_dataloader()
 
 
