@@ -6,7 +6,7 @@ import sys
 import pytest
 from helpers import run_cli, write_fifth_method
 
-from vlp_bench.config import check, compose_verb, groups, run_name, shadowed, verbs
+from vlp_bench.config import check, compose_verb, groups, quoted, run_name, shadowed, verbs
 from vlp_bench.errors import UserError
 
 
@@ -81,6 +81,20 @@ def test_config_show_and_copy(tmp_path, capsys):
 def test_hydra_shows_the_configuration(capsys):
     assert run_cli("pretrain", "--cfg", "job", "vision=resnet50") == 0
     assert "name: resnet50" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["source == 'nih'", "view != 'LATERAL'", 'note == "it\'s (a) b"'])
+def test_an_expression_needs_no_quotes_beyond_the_shells(where):
+    cfg = compose_verb("evaluate", ["target=folder", f"target.where={where}"])
+    assert cfg.target.where == where
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["draw=0,1,2", "label_fraction=0.1", "-m", "a=[1,2", "out='x y'", "name=two words"],
+)
+def test_what_hydra_reads_or_should_refuse_is_left_alone(argument):
+    assert quoted([argument]) == [argument]
 
 
 def test_a_run_is_named_after_what_it_is_not_where_it_is(tmp_path):

@@ -104,7 +104,7 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     task.__module__ = __name__
     tree.register()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with _process_state([whole[0], *overrides]):
+    with _process_state([whole[0], *tree.quoted(overrides)]):
         try:
             hydra.main(version_base="1.3", config_path=f"pkg://{tree.CONF}", config_name=verb)(task)()
         except (HydraException, OmegaConfBaseException) as error:

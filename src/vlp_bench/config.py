@@ -11,6 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_module
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
@@ -86,6 +87,26 @@ def contents(path: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else path
 
 
+def quoted(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments, with the value of `key=value` quoted for Hydra where its grammar could not read it.
+
+    The shell takes the quotes of `target.where="source == 'nih'"`, and what is left is no value to Hydra.
+    """
+    return [_quoted(argument) for argument in arguments]
+
+
+def _quoted(argument: str) -> str:
+    key, equals, value = argument.partition("=")
+    if not equals or key.startswith("-") or value[:1] in tuple("[{\"'") or "${" in value:
+        return argument
+    try:
+        OverridesParser.create().parse_override(argument)
+    except HydraException:
+        escaped = value.replace('"', '\\"')
+        return f'{key}="{escaped}"'
+    return argument
+
+
 def compose_verb(verb: str, overrides: Sequence[str] = (), config_dir: Path | None = None) -> DictConfig:
     """The configuration of a verb, from Python.
 
@@ -98,7 +119,7 @@ def compose_verb(verb: str, overrides: Sequence[str] = (), config_dir: Path | No
     searched = [f"hydra.searchpath=[file://{config_dir.resolve()}]"] if config_dir else []
     try:
         with initialize_config_module(CONF, version_base="1.3"):
-            return compose(verb, [*overrides, *searched])
+            return compose(verb, [*quoted(overrides), *searched])
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
     finally:

@@ -128,6 +128,22 @@ def test_other_pretraining_gives_a_row_of_its_own(tmp_path, change, note):
     assert cells(board)[f"{name} ({note})"].value == 0.9
 
 
+def test_another_recipe_is_neither_averaged_nor_a_repeat_and_is_said(tmp_path):
+    tuned = fake.classification("a", 0.01, value=0.9, provenance=fake.provenance("a", recipe="tuned1"))
+    board = only_board(
+        tmp_path,
+        fake.classification("a", 0.01, value=0.8, provenance=fake.provenance("a", recipe="usual1")),
+        fake.classification("b", 0.01, value=0.7, provenance=fake.provenance("b", recipe="usual1")),
+        tuned,
+    )
+    assert {name: cell.value for name, cell in cells(board).items()} == {
+        "a (recipe tuned1)": 0.9,
+        "a (recipe usual1)": 0.8,
+        "b (recipe usual1)": 0.7,
+    }
+    assert not board.repeats
+
+
 def test_pretraining_seeds_are_repetitions(tmp_path):
     name = "mgca resnet18"
     other = fake.provenance(name, bundle_hash="other")

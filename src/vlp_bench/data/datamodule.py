@@ -199,7 +199,7 @@ class StudyDataset(Dataset[StudyBatch]):
     def _sample_table(self, split: str) -> np.ndarray:
         """Image rows of each sample, int64 (samples, V), -1 where there is none."""
         images, inputs = self.store.images, self.inputs
-        long_enough = _word_counts(self.plain) >= inputs.min_tokens
+        long_enough = self.store.long_enough(self.tokenizer, inputs.form)
         use = (images["split"] == split).to_numpy() & long_enough[images["study"].to_numpy()]
         if inputs.frontal_only:
             use &= images["frontal"].to_numpy()
@@ -262,12 +262,6 @@ class StudyDataset(Dataset[StudyBatch]):
         if not flip.any():
             return plain
         return _choose(plain, of(self.mirrored), torch.from_numpy(flip), self.tokenizer.pad)
-
-
-def _word_counts(pieces: Pieces) -> np.ndarray:
-    lengths = np.diff(pieces.offsets)
-    last = np.maximum(pieces.offsets[1:] - 1, 0)
-    return np.where(lengths > 0, pieces.word[last] + 1 if len(pieces.word) else 0, 0)
 
 
 def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor, pad: int) -> Tokens:

@@ -60,12 +60,6 @@ def resize_and_pad(gray: np.ndarray, size: int) -> tuple[np.ndarray, Geometry]:
     return square, Geometry(scale, left, top, width, height)
 
 
-def crop(images: np.ndarray, size: int, tops: np.ndarray, lefts: np.ndarray) -> np.ndarray:
-    """Cut a square of `size` out of each image (N, H, W), its corner at (tops[n], lefts[n])."""
-    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
-    return windows[np.arange(len(images)), tops, lefts]
-
-
 def center_crop(images: np.ndarray, size: int) -> np.ndarray:
     """Cut the middle square of `size` out of images (..., H, W); half a pixel falls as in torchvision."""
     top, left = (round((side - size) / 2) for side in images.shape[-2:])

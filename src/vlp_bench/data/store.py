@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from vlp_bench.data.prepare import VERSION
-from vlp_bench.data.reports import clean_alphanumeric, select_text, split_sentences, swap_laterality
+from vlp_bench.data.reports import clean_alphanumeric, count_words, select_text, split_sentences, swap_laterality
 from vlp_bench.data.study import FRONTAL
 from vlp_bench.data.tokenization import Pieces, Tokenizer
 from vlp_bench.errors import UserError
@@ -180,14 +180,23 @@ class PreparedData:
         Raises:
             UserError: the directory cannot be written.
         """
+        folder = self._tokens(tokenizer, form)
+        plain, mirrored = (_load_pieces(folder, name) for name in ("plain", "mirrored"))
+        return plain, mirrored
+
+    def long_enough(self, tokenizer: Tokenizer, form: TextForm) -> np.ndarray:
+        """Studies whose text has `form.min_tokens` words or more, bool (studies,)."""
+        return np.load(self._tokens(tokenizer, form) / "words.npy") >= form.min_tokens
+
+    def _tokens(self, tokenizer: Tokenizer, form: TextForm) -> Path:
+        """Where the tokenised reports lie; tokenised here, by one process, if nobody has."""
         folder = self.path / "tokens" / digest([tokenizer.fingerprint, form.sections, form.clean])
         if not folder.is_dir():
             with alone(folder.parent / ".lock"):
                 # another process may have made it while this one waited
                 if not folder.is_dir():
                     self._tokenize(tokenizer, form, folder)
-        plain, mirrored = (_load_pieces(folder, name) for name in ("plain", "mirrored"))
-        return plain, mirrored
+        return folder
 
     def _tokenize(self, tokenizer: Tokenizer, form: TextForm, folder: Path) -> None:
         log.info("tokenising %d reports once, into %s", len(self.studies), folder)
@@ -197,6 +206,7 @@ class PreparedData:
             shutil.rmtree(left, ignore_errors=True)
         with whole(folder) as temporary:
             temporary.mkdir()
+            np.save(temporary / "words.npy", np.array([count_words(t) for t in texts], np.int64))
             for name, version in (("plain", texts), ("mirrored", mirrored)):
                 pieces = tokenizer.encode(version)
                 for part in ("ids", "word", "sentence", "offsets"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from vlp_bench.encoders.weights import HEADS, load_exactly, read_state_dict
+from vlp_bench.encoders.weights import HEADS, load_exactly, read_state_dict, timm_efficientnet_keys
 from vlp_bench.errors import UserError
 from vlp_bench.types import BackboneSpec, ImageFeatures
 
@@ -105,7 +105,7 @@ class VisionBackbone(nn.Module):
                 "vision.weights=none."
             ) from error
         if weights not in ("none", "pretrained"):
-            load_exactly(trunk, read_state_dict(weights), weights, drop=HEADS)
+            load_exactly(trunk, timm_efficientnet_keys(read_state_dict(weights), trunk), weights, drop=HEADS)
         return trunk
 
     def normalise(self, image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:

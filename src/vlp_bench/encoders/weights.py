@@ -41,6 +41,35 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return {k: v for k, v in state.items() if isinstance(v, Tensor)}
 
 
+def timm_efficientnet_keys(state: Mapping[str, Tensor], trunk: nn.Module) -> dict[str, Tensor]:
+    """Keys of the package EfficientNet-PyTorch (`_blocks.4._expand_conv.weight`) under timm's names.
+
+    Args:
+        state: names to tensors; other layouts come back as they are.
+        trunk: timm's EfficientNet, whose stages say which of them a block belongs to.
+    """
+    if "_conv_stem.weight" not in state:
+        return dict(state)
+    blocks = [f"blocks.{i}.{j}" for i, stage in enumerate(trunk.blocks) for j, _ in enumerate(stage)]  # type: ignore[union-attr, arg-type]
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    expanding = {
+        **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
+        **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+    }
+    plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    squeeze = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+    renamed = {}
+    for key, value in state.items():
+        head, *rest = key.split(".")
+        if head == "_blocks" and int(rest[0]) < len(blocks):
+            expands = f"_blocks.{rest[0]}._expand_conv.weight" in state
+            names = (expanding if expands else plain) | squeeze
+            renamed[".".join([blocks[int(rest[0])], names.get(rest[1], rest[1]), *rest[2:]])] = value
+        else:
+            renamed[".".join([outside.get(head, head), *rest])] = value
+    return renamed
+
+
 def load_exactly(module: nn.Module, state: Mapping[str, Tensor], source: str, drop: tuple[str, ...] = ()) -> None:
     """Load `state` into `module`; every key must match in name and shape.
 

@@ -51,9 +51,7 @@ def evaluation_jobs(plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Ite
             for values in product(*axes.values()):
                 point = tuple(f"{k}={v}" for k, v in zip(axes, values, strict=True))
                 for extra in _backbone(backbone, plan, bundles):
-                    yield Job(
-                        "evaluate", (*common, *(grid.get("overrides") or ()), *point, *extra), f"{name} {backbone}"
-                    )
+                    yield Job("evaluate", (*common, *point, *extra), f"{name} {backbone}")
 
 
 def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Sequence[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from vlp_bench.config import plain
+from vlp_bench.config import identity, plain
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
@@ -16,10 +16,12 @@ from vlp_bench.engine.pictures import draw_attention
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
 from vlp_bench.errors import UserError
-from vlp_bench.files import read_json, whole, write_json
+from vlp_bench.files import digest, read_json, whole, write_json
 from vlp_bench.tasks.base import Cell, Outcome, Target, Task
 
 SCHEMA = 1
+#: What evaluations must share to be comparable, beside the target's data and TARGET_KEYS.
+RECIPE_KEYS = ("task", "adaptation", "trainer", "split", "protocol")
 TARGET_KEYS = ("name", "kind", "labels", "uncertain", "views")
 
 
@@ -70,6 +72,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     outcome = task.run(cell)
     about |= {
         "target_fingerprint": store.fingerprint,
+        "recipe": _recipe(cfg),
         "bundle_hash": encoders.hash,
         "pretrain": {k: encoders.meta.get(k) for k in ("training", "provenance") if encoders.meta.get(k)},
         "data_fingerprint": encoders.meta.get("provenance", {}).get("data_fingerprint"),
@@ -80,6 +83,12 @@ def run(cfg: DictConfig, out: Path) -> Path:
         draw_attention(cell, cfg.pictures, out / "pictures")
     _say(out, task, outcome)
     return out
+
+
+def _recipe(cfg: DictConfig) -> str:
+    """A hash of how the backbone is evaluated, whichever it is, with whatever labels and seeds."""
+    whole_run = identity(cfg)
+    return digest([{k: whole_run[k] for k in RECIPE_KEYS}, {k: whole_run["target"].get(k) for k in TARGET_KEYS}], 6)
 
 
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:

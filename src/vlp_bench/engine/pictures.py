@@ -53,7 +53,7 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
 
 def _panel(cell: Cell, row: int, grid: np.ndarray) -> np.ndarray:
     """The image with its true boxes, and the image under its map, side by side, BGR."""
-    span = (cell.target.store.size - cell.image_size) // 2
+    span = round((cell.target.store.size - cell.image_size) / 2)
     gray = cv2.resize(cell.pixels(np.array([row]))[0, 0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
     plain = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
     low, high = np.quantile(grid, [0.05, 0.95])

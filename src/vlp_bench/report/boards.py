@@ -1,8 +1,8 @@
 """From records to boards: what may be averaged, what is best, what is a tie, what fails to beat the trivial answer.
 
 A board compares backbones on one task, target, split, protocol, adaptation and headline metric. Within it, rows
-that were measured on different target data form separate groups, each with its own trivial row and its own best.
-Runs are averaged only when they differ in nothing but draw and seeds.
+that were measured on different target data or labels form separate groups, each with its own trivial row and its own
+best. Runs are averaged only when they differ in nothing but draw and seeds.
 """
 
 import re
@@ -108,11 +108,11 @@ def _board(key: tuple[str, ...], members: list[Evaluation], slug: str) -> Board:
     """Build one board from the evaluations that share its key."""
     task, target, split, protocol, adaptation, metric = key
     fractions = sorted({e.label_fraction for e in members}, key=lambda f: (f is not None, f))
-    by_target: dict[str, list[Evaluation]] = {}
+    by_target: dict[tuple[str, tuple[str, ...]], list[Evaluation]] = {}
     for e in members:
-        by_target.setdefault(e.fact("target_fingerprint"), []).append(e)
+        by_target.setdefault((e.fact("target_fingerprint"), e.labels), []).append(e)
     groups, repeats = [], []
-    for fingerprint, group in sorted(by_target.items(), key=lambda item: (-len(item[1]), item[0])):
+    for (fingerprint, _), group in sorted(by_target.items(), key=lambda item: (-len(item[1]), item[0])):
         kept, dropped = _without_repeats(group)
         repeats += dropped
         groups.append(_group(fingerprint, kept, metric, fractions))
@@ -169,23 +169,27 @@ def _identity(e: Evaluation, members: Sequence[Evaluation]) -> tuple[str, ...]:
     The weights take part only when the same pre-training seed produced several: pre-trainings that differ in their
     seed are repetitions, pre-trainings that differ in anything else are not.
     """
-    parts = (e.backbone, e.method, e.variant, e.fact("data_fingerprint"), e.fact("pretrain", "steps"))
+    parts = _pretraining(e)
     weights = {
-        m.fact("bundle_hash")
-        for m in members
-        if m.pretrain_seed == e.pretrain_seed
-        and parts == (m.backbone, m.method, m.variant, m.fact("data_fingerprint"), m.fact("pretrain", "steps"))
+        m.fact("bundle_hash") for m in members if m.pretrain_seed == e.pretrain_seed and parts == _pretraining(m)
     }
-    return (*parts, e.fact("bundle_hash") if len(weights) > 1 else "")
+    return (*parts, e.fact("bundle_hash") if len(weights) > 1 else "", e.fact("recipe"))
+
+
+def _pretraining(e: Evaluation) -> tuple[str, ...]:
+    return (e.backbone, e.method, e.variant, e.fact("data_fingerprint"), e.fact("pretrain", "steps"))
 
 
 def _notes(identities: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Say what sets rows of the same name apart; rows with a name of their own need no note."""
-    kinds = ("", "method", "variant", "pre-training data", "pre-training steps", "weights")
+    kinds = ("", "method", "variant", "pre-training data", "pre-training steps", "weights", "recipe")
+    several_recipes = len({identity[-1] for identity in identities}) > 1
     notes = {}
     for identity in identities:
         namesakes = [other for other in identities if other[0] == identity[0]]
         differing = [i for i in range(1, len(kinds)) if len({other[i] for other in namesakes}) > 1]
+        if several_recipes and len(kinds) - 1 not in differing:
+            differing.append(len(kinds) - 1)  # a comparison across recipes is said to be one
         notes[identity] = ", ".join(f"{kinds[i]} {short(identity[i]) or 'unknown'}" for i in differing)
     return notes
 

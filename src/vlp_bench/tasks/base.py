@@ -11,7 +11,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from vlp_bench.data.images import crop
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import SPLITS
 from vlp_bench.encoders.bundle import Encoders
@@ -141,8 +140,8 @@ class Cell:
 
     def pixels(self, rows: np.ndarray) -> Tensor:
         """Centre crops of image rows: uint8 (N, 1, S, S)."""
-        corner = np.full(len(rows), (self.target.store.size - self.image_size) // 2)
-        return torch.from_numpy(crop(self.target.store.pixels(rows), self.image_size, corner, corner)[:, None])
+        corner = np.full(len(rows), round((self.target.store.size - self.image_size) / 2))
+        return torch.from_numpy(self.target.store.crops(rows, self.image_size, corner, corner)[:, None])
 
     @torch.inference_mode()
     def features(self, rows: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vlp_bench.data.datamodule import BatchKey, EpochBatches, batch_loader
-from vlp_bench.data.images import crop
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.metrics.classification import choose_thresholds, classification_metrics, trivial_classification
 from vlp_bench.tasks.base import Cell, Outcome, Target, Task
@@ -126,8 +125,9 @@ class LabelledDataset(Dataset[LabelledBatch]):
         rows = self.rows[key.indices]
         span = self.target.store.size - self.image_size
         rng = np.random.default_rng([self.seed, key.epoch, key.step])
-        corner = rng.integers(0, span + 1, (2, len(rows))) if self.augment else np.full((2, len(rows)), span // 2)
-        pixels = crop(self.target.store.pixels(rows), self.image_size, corner[0], corner[1])
+        shape = (2, len(rows))
+        corner = rng.integers(0, span + 1, shape) if self.augment else np.full(shape, round(span / 2))
+        pixels = self.target.store.crops(rows, self.image_size, corner[0], corner[1])
         targets = torch.from_numpy(self.target.targets[rows])
         return LabelledBatch(torch.from_numpy(pixels[:, None]), targets, torch.from_numpy(rows))
 
