@@ -39,7 +39,10 @@ class TextForm:
 
     def sentences(self, study: Mapping[str, str]) -> list[str]:
         """The sentences of one report."""
-        text = select_text(study, self.sections)
+        return self.cut(select_text(study, self.sections))
+
+    def cut(self, text: str) -> list[str]:
+        """The sentences of a text that was chosen already."""
         return clean_alphanumeric(text) if self.clean == "alphanumeric" else split_sentences(text)
 
 

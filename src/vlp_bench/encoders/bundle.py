@@ -101,7 +101,7 @@ class Encoders:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of N texts, cleaned and cut as in pre-training.
+        """Features of N texts, cleaned and cut into sentences as in pre-training.
 
         Raises:
             UserError: the bundle has no text encoder.
@@ -109,8 +109,7 @@ class Encoders:
         if self.text is None:
             raise UserError(f"{self.meta.get('name', 'This encoder')} has no text encoder.")
         inputs = self.inputs
-        sentences = [inputs.form.sentences({"findings": t, "impression": ""}) for t in texts]
-        pieces = self.text.tokenizer.encode(sentences)
+        pieces = self.text.tokenizer.encode([inputs.form.cut(t) for t in texts])
         return self.text(assemble(pieces, np.arange(len(texts)), self.text.tokenizer, inputs.max_tokens))
 
     @torch.inference_mode()
@@ -195,6 +194,9 @@ def _load_part(folder: Path, name: str, trusted: tuple[str, ...]) -> nn.Module:
     arguments = dict(facts["arguments"])
     if (folder / f"{name}.vocab.txt").exists():
         arguments["vocab"] = str(folder / f"{name}.vocab.txt")
-    part = getattr(import_module(module), kind)(**arguments)
+    made = getattr(import_module(module), kind, None)
+    if not (isinstance(made, type) and issubclass(made, nn.Module)):
+        raise UserError(f"{folder / f'{name}.json'} asks for {facts['class']}, which is no module class.")
+    part = made(**arguments)
     load_exactly(part, read_state_dict(folder / f"{name}.safetensors"), str(folder / f"{name}.safetensors"))
     return part

@@ -1,5 +1,6 @@
 """One vision backbone for every ResNet, DenseNet, EfficientNet and ViT that timm knows."""
 
+from difflib import get_close_matches
 from typing import Any
 
 import timm
@@ -92,7 +93,7 @@ class VisionBackbone(nn.Module):
     @staticmethod
     def _create(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
         if not timm.is_model(name.split(".")[0]):
-            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:4]) or "see timm.list_models()"
+            near = ", ".join(get_close_matches(name, timm.list_models(), 4)) or "see timm.list_models()"
             raise UserError(f"vision.name={name}: timm has no such model. Near it: {near}.")
         try:
             trunk = timm.create_model(name, pretrained=weights == "pretrained", num_classes=0, **arguments)
