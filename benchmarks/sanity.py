@@ -27,7 +27,7 @@ def main() -> None:
     records = [json.loads(p.read_text()) for p in runs.glob("pretrain/*/run.json")]
     passed = True
     for method in sorted({r["method"] for r in records}):
-        seconds = [r["training"]["wall_seconds"] for r in records if r["method"] == method]
+        seconds = [r["training"]["cpu_seconds"] for r in records if r["method"] == method]
         mine = by_seed(runs, "classification", method, "auroc")
         seeds = sorted(mine.keys() & random.keys())
         gain = np.array([mine[s] - random[s] for s in seeds])
@@ -37,7 +37,7 @@ def main() -> None:
             f"{method}: linear-probe AUROC {np.mean([mine[s] for s in seeds]):.3f}, random "
             f"{np.mean([random[s] for s in seeds]):.3f}; gain {gain.mean():+.3f} "
             f"[{gain.mean() - half:+.3f}, {gain.mean() + half:+.3f}] over {len(seeds)} seeds; "
-            f"pre-training {max(seconds):.0f} s at most"
+            f"pre-training took {max(seconds):.0f} CPU seconds at most"
         )
         for path in runs.glob("evaluate/*/result.json"):
             result = json.loads(path.read_text())

@@ -129,7 +129,9 @@ def png(size=96, centre=(0.5, 0.5)) -> bytes:
 
 def write_pretraining(folder: Path, steps=2000):
     folder.mkdir(parents=True)
-    info = {"verb": "pretrain", "method": "mgca", "variant": "full", "seed": 0, "steps": steps, "wall_seconds": 2100}
+    training = {"steps": steps, "wall_seconds": 2100}
+    info = {"verb": "pretrain", "name": "mgca resnet18", "method": "mgca", "variant": "full", "pretrain_seed": 0}
+    info |= {"training": training}
     (folder / "run.json").write_text(json.dumps(info))
     rng = np.random.default_rng(0)
     terms = {"instance": 3.2, "token": 2.4, "prototype": 1.9}

@@ -172,6 +172,13 @@ def test_repeated_run_counts_once(tmp_path):
     assert board.repeats == ("run01 (replaced by run00, which has another configuration)",)
 
 
+def test_draws_of_all_labels_are_repeats(tmp_path):
+    three = [fake.classification("a", 1.0, draw=d, value=0.8) for d in (0, 1, 2)]
+    board = only_board(tmp_path, *three)
+    assert len(cells(board, 1.0)["a"].runs) == 1
+    assert len(board.repeats) == 2
+
+
 def test_csv_equals_table(tmp_path):
     (board, _) = boards(collect(fake.write_runs(tmp_path)).evaluations)
     table = leaderboard_table(board)

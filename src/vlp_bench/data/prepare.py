@@ -39,7 +39,7 @@ from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 from vlp_bench.files import Progress, alone, digest, read_json, whole, write_json
 
-VERSION = 1
+VERSION = 2
 STUDIES_PER_SHARD = 256
 SECTIONS = ("findings", "impression", "last_paragraph")
 

@@ -45,13 +45,19 @@ def pretraining_jobs(plan: Mapping[str, Any]) -> dict[str, Job]:
 def evaluation_jobs(plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Iterator[Job]:
     """The cells of a plan: every grid over its backbones and the product of its axes."""
     for name, grid in plan["evaluate"].items():
-        axes = grid.get("axes") or {}
         common = (*(plan.get("common") or ()), *(plan.get("evaluate_common") or ()), *(grid.get("overrides") or ()))
         for backbone in grid["backbones"]:
-            for values in product(*axes.values()):
-                point = tuple(f"{k}={v}" for k, v in zip(axes, values, strict=True))
+            for point in _points(grid):
                 for extra in _backbone(backbone, plan, bundles):
                     yield Job("evaluate", (*common, *point, *extra), f"{name} {backbone}")
+
+
+def _points(grid: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The product of a grid's axes, as overrides; all labels can be drawn in one way only."""
+    axes = grid.get("axes") or {}
+    found = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
+    kept = [p for p in found if p.get("label_fraction") != 1 or p.get("draw") in (None, axes["draw"][0])]
+    return [tuple(f"{k}={v}" for k, v in p.items()) for p in kept]
 
 
 def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Sequence[tuple[str, ...]]:
@@ -108,10 +114,7 @@ def _count(plan: Mapping[str, Any]) -> int:
     pretrained = set(plan.get("pretrain") or {}) | {"random"}
     total = 0
     for grid in plan["evaluate"].values():
-        points = 1
-        for values in (grid.get("axes") or {}).values():
-            points *= len(values)
-        total += points * sum(seeds if b in pretrained else 1 for b in grid["backbones"])
+        total += len(_points(grid)) * sum(seeds if b in pretrained else 1 for b in grid["backbones"])
     return total
 
 

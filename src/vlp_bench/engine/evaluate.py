@@ -6,7 +6,7 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from vlp_bench.config import identity, plain
 from vlp_bench.encoders.bundle import Encoders, stored_size
@@ -74,7 +74,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "target_fingerprint": store.fingerprint,
         "recipe": _recipe(cfg),
         "bundle_hash": encoders.hash,
-        "pretrain": {k: encoders.meta.get(k) for k in ("training", "provenance") if encoders.meta.get(k)},
+        "pretrain": {**encoders.meta.get("training", {}), "provenance": encoders.meta.get("provenance")},
         "data_fingerprint": encoders.meta.get("provenance", {}).get("data_fingerprint"),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
@@ -93,6 +93,7 @@ def _recipe(cfg: DictConfig) -> str:
 
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(about["config"]), out / "config.yaml")
     with whole(out / "predictions.parquet") as temporary:
         outcome.predictions.to_parquet(temporary, index=False)
     result = {
@@ -106,7 +107,7 @@ def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: 
         "where": cfg.target.get("where"),
         "split": cfg.split,
         "protocol": cfg.protocol,
-        "label_fraction": cfg.label_fraction,
+        "label_fraction": cfg.label_fraction if task.learns else None,
         "draw": cfg.draw,
         "adaptation": cfg.adaptation.name,
         "seed": cfg.seed,

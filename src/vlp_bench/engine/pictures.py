@@ -22,10 +22,11 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
     """
     encoders, store = cell.encoders, cell.target.store
     images = store.images
-    rows = [int(r) for r in np.flatnonzero((images["split"] == cell.split) & images["frontal"]) if store.boxes(int(r))][
-        :count
-    ]
-    if not rows or count <= 0:
+    use = ((images["split"] == cell.split) & images["frontal"]).to_numpy()
+    if encoders.text is not None:
+        use &= store.long_enough(encoders.text.tokenizer, encoders.inputs.form)[images["study"].to_numpy()]
+    rows = [row for row in map(int, np.flatnonzero(use)) if store.boxes(row)][: max(count, 0)]
+    if not rows:
         return 0
     features = encoders.vision(cell.pixels(np.array(rows)), saliency=True)
     maps, what = features.saliency, "attention of [CLS]"

@@ -106,11 +106,19 @@ def run(cfg: DictConfig, out: Path) -> Path:
     if resume:
         loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
     trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
-    started = time.monotonic()
+    started, worked = time.monotonic(), time.process_time()
     trainer.fit(module, datamodule=module_data, ckpt_path=resume)
     if trainer.interrupted:
         raise UserError(f"Interrupted; the same command goes on from {out / 'checkpoints'}.")
-    _finish(cfg, trainer, module, out, meta, about | {"wall_seconds": round(time.monotonic() - started, 1)})
+    _finish(
+        cfg,
+        trainer,
+        module,
+        out,
+        meta,
+        about
+        | {"wall_seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)},
+    )
     return out
 
 
@@ -127,7 +135,8 @@ def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dic
         best, steps = out / "checkpoints" / "best.ckpt", trainer.global_step
         if cfg.select != "last" and best.is_file():
             module.load_state_dict(torch.load(best, "cpu", weights_only=True)["state_dict"])
-        training = {"steps": steps, "epochs": trainer.current_epoch, "wall_seconds": about["wall_seconds"]}
+        training = {"steps": steps, "epochs": trainer.current_epoch}
+        training |= {k: about[k] for k in ("wall_seconds", "cpu_seconds")}
         digest = bundle.save(out / "bundle", module.parts(), meta | {"training": training})
         record = {"schema": 1, "verb": "pretrain", **meta, "bundle_hash": digest, "training": training}
         write_json(out / "run.json", record | {"provenance": about})

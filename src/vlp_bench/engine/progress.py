@@ -29,7 +29,16 @@ def bars() -> Progress:
 
 @contextmanager
 def counted(what: str) -> Iterator[Report]:
-    """A bar for one piece of work; the block reports (done, total)."""
-    with bars() as display:
-        task = display.add_task(what, total=None)
-        yield lambda done, total: display.update(task, completed=done, total=total)
+    """A bar for one piece of work, shown once the block reports (done, total): work that is done already has none."""
+    display = bars()
+    task = display.add_task(what, total=None)
+
+    def report(done: int, total: int) -> None:
+        display.start()
+        display.update(task, completed=done, total=total)
+
+    try:
+        yield report
+    finally:
+        if display.live.is_started:
+            display.stop()

@@ -83,7 +83,7 @@ class Board:
     def title(self) -> str:
         """What is compared, in words."""
         parts = [sentence(words(self.task)), self.target, words(self.adaptation)]
-        return " · ".join(part for part in parts if part)
+        return " · ".join(part for part in parts if part not in ("", "none"))
 
     def cells(self) -> Iterable[tuple[Row, float | None, Cell]]:
         """Go through all cells that are not trivial, in reading order."""
@@ -199,7 +199,8 @@ def _without_repeats(members: list[Evaluation]) -> tuple[list[Evaluation], list[
     newest: dict[tuple, Evaluation] = {}
     repeats = []
     for e in sorted(members, key=lambda e: (e.fact("started"), e.folder)):
-        key = (*_identity(e, members), e.label_fraction, e.draw, e.seed, e.pretrain_seed)
+        draw = "" if e.label_fraction == 1 else e.draw  # all labels can be drawn in one way only
+        key = (*_identity(e, members), e.label_fraction, draw, e.seed, e.pretrain_seed)
         earlier = newest.get(key)
         if earlier is not None:
             other = earlier.fact("config_hash") != e.fact("config_hash")

@@ -260,12 +260,10 @@ def pretraining_section(pretrainings: Sequence[Pretraining]) -> Markup:
 
 def _pretraining(run: Pretraining) -> Markup:
     info = run.info
-    stored = info.get("provenance")
-    provenance: dict[str, Any] = stored if isinstance(stored, dict) else {}
-    name = " ".join(str(info[key]) for key in ("method", "variant") if info.get(key)) or run.folder
-    seconds = info.get("wall_seconds") or provenance.get("wall_seconds")
-    seed = info.get("seed", info.get("pretrain_seed"))
-    steps = info.get("steps") or provenance.get("steps")
+    training = info.get("training")
+    training = training if isinstance(training, dict) else {}
+    name = " ".join(str(info[key]) for key in ("name", "variant") if info.get(key)) or run.folder
+    seed, seconds, steps = info.get("pretrain_seed"), training.get("wall_seconds"), training.get("steps")
     facts = [
         f"seed {seed}" if seed is not None else "",
         f"{steps:,} steps" if isinstance(steps, int) else "",

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -183,7 +183,9 @@ class Outcome:
 
 
 class Task(ABC):
-    """A downstream task; `primary` names the metric that a table shows."""
+    """A downstream task; `primary` names the metric that a table shows, `learns` whether it trains on labels."""
+
+    learns: ClassVar[bool] = True
 
     def __init__(self, primary: str) -> None:
         self.primary = primary

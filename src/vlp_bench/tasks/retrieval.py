@@ -7,13 +7,15 @@ import torch
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.errors import UserError
-from vlp_bench.metrics.retrieval import retrieval_metrics, trivial_retrieval
+from vlp_bench.metrics.retrieval import retrieval_metrics, retrieval_ranks, trivial_retrieval
 from vlp_bench.tasks.base import Cell, Outcome, Task
 from vlp_bench.types import ImageFeatures, TextFeatures
 
 
 class Retrieval(Task):
     """Exact pairs: the first frontal image of each study against the report of each study; nothing is trained."""
+
+    learns = False
 
     def run(self, cell: Cell) -> Outcome:
         """Score every image with every report.
@@ -31,13 +33,12 @@ class Retrieval(Task):
         similarity = _similarity(cell, encoders, rows, studies)
         patients = store.studies["patient_id"].to_numpy()[studies]
         metrics = retrieval_metrics(similarity, studies, studies, patients, resamples=cell.resamples)
-        own = similarity[np.arange(len(rows)), np.arange(len(rows))]
         predictions = pd.DataFrame(
             {
                 "item_id": store.images["image_id"].to_numpy()[rows],
                 "patient_id": patients,
-                "score_own_report": own.astype(np.float32),
-                "rank_own_report": (similarity > own[:, None]).sum(1) + 1,
+                "score_own_report": np.diagonal(similarity).astype(np.float32),
+                "rank_own_report": retrieval_ranks(similarity, studies, studies)[0],
             }
         )
         facts = {"candidates": len(rows)}

@@ -1,0 +1,92 @@
+"""A method on two gloo processes as DDP runs it. Imported by name in both: no fixture, no test."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlp_bench.config import compose_verb
+from vlp_bench.data.datamodule import assemble
+from vlp_bench.engine import build as engine
+from vlp_bench.methods.base import VLPMethod
+from vlp_bench.types import StudyBatch
+
+#: as many words in each, for what a method pads to the longest report of its own process
+REPORTS = ["no effusion", "left effusion", "edema improved", "heart enlarged", "lungs clear", "small nodule"] * 2
+
+
+def build(name: str, vision: str) -> tuple[VLPMethod, StudyBatch]:
+    """The method in eval mode (batch statistics have no CPU kernel across processes) with a batch of 12."""
+    torch.manual_seed(0)
+    small = ["vision.image_size=32", f"vision.name={vision}", "text.architecture.num_hidden_layers=1"]
+    cfg = compose_verb("pretrain", [f"method={name}", *small])
+    method = engine.method(cfg, train=False).eval()
+    tokens = assemble(
+        method.text.tokenizer.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), method.text.tokenizer, 16
+    )
+    views = engine.inputs(cfg).views
+    batch = StudyBatch(
+        image=torch.randint(0, 256, (len(REPORTS), views, 1, 32, 32), dtype=torch.uint8),
+        view_mask=torch.ones(len(REPORTS), views, dtype=torch.bool),
+        flipped=torch.zeros(len(REPORTS), views, dtype=torch.bool),
+        text=tokens,
+        labels=torch.randint(0, 2, (len(REPORTS), 3)).float(),
+        study=torch.arange(len(REPORTS)),
+        study_id=tuple(map(str, range(len(REPORTS)))),
+    )
+    return method, batch
+
+
+class Step(nn.Module):
+    """What Lightning hands to DDP: one forward that ends in the loss."""
+
+    def __init__(self, method: VLPMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: StudyBatch) -> Tensor:
+        """The weighted sum of the terms."""
+        weights = self.method.weights(0.0)
+        return torch.stack([weights[k] * term for k, term in self.method.losses(batch).items()]).sum()
+
+
+def gradients(method: VLPMethod, batch: StudyBatch, across: bool = False) -> dict[str, Tensor]:
+    """Gradient of every parameter that has one."""
+    step: nn.Module = Step(method)
+    if across:
+        step = DistributedDataParallel(step, find_unused_parameters=True)
+    step(batch).backward()
+    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+def half(batch: StudyBatch, rank: int) -> StudyBatch:
+    """The first or second half of a batch."""
+
+    def take(value):
+        if dataclasses.is_dataclass(value):
+            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
+        size = len(value) // 2
+        return value[rank * size : (rank + 1) * size]
+
+    return take(batch)
+
+
+def _rank(rank: int, folder: str, name: str, vision: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    method, batch = build(name, vision)
+    found = gradients(method, half(batch, rank), across=True)
+    if rank == 0:
+        torch.save(found, Path(folder) / "gradients.pt")
+    dist.destroy_process_group()
+
+
+def on_two_ranks(folder: Path, name: str, vision: str) -> dict[str, Tensor]:
+    """The gradients that both processes end with."""
+    torch.multiprocessing.spawn(_rank, (str(folder), name, vision), nprocs=2)
+    return torch.load(folder / "gradients.pt", weights_only=True)
