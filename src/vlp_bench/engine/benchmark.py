@@ -56,7 +56,8 @@ def _points(grid: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """The product of a grid's axes, as overrides; all labels can be drawn in one way only."""
     axes = grid.get("axes") or {}
     found = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
-    kept = [p for p in found if p.get("label_fraction") != 1 or p.get("draw") in (None, axes["draw"][0])]
+    first = next(iter(axes.get("draw") or [None]))
+    kept = [p for p in found if p.get("label_fraction") != 1 or p.get("draw") == first]
     return [tuple(f"{k}={v}" for k, v in p.items()) for p in kept]
 
 
