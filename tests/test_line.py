@@ -275,3 +275,25 @@ def test_a_hub_that_cannot_be_reached(here, capsys, monkeypatch):
     )
     said = capsys.readouterr().err
     assert "text.vocab=PATH" in said
+
+
+def test_wandb_gets_numbers_and_configuration_but_no_report(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    arguments = ["logger=wandb", "trainer=smoke", "paths.cache=cache", f"paths.output_root={tmp_path}"]
+    for seed in (0, 1):
+        assert run_cli("pretrain", f"seed={seed}", *arguments) == 0
+    logs = sorted(tmp_path.glob("pretrain/*/wandb/offline-run-*/run-*.wandb"))
+    assert len({log.parents[2] for log in logs}) == 2  # a run of its own for each
+    reports = pd.concat(
+        pd.read_csv(p, keep_default_na=False) for p in here.glob("cache/raw/*/metadata.csv") if "mimic" not in str(p)
+    )["report_text"]
+    sentences = {s.strip().encode() for r in reports for s in r.replace("\n", " ").split(".") if len(s.strip()) > 20}
+    assert len(sentences) > 20
+    for log in logs:
+        sent = log.read_bytes()
+        assert b"train/loss/instance" in sent
+        assert b"max_epochs" in sent
+        assert not any(s in sent for s in sentences)
+        assert not list(log.parent.glob("files/**/*.png"))
+        assert not (log.parent / "files" / "output.log").exists()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from two_ranks import build, gradients, on_two_ranks
+from method_on_two_ranks import build, gradients, on_two_ranks
 
 from vlp_bench.config import groups
 

@@ -10,10 +10,11 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, WandbLogger
 
 from vlp_bench.config import check, plain
 from vlp_bench.data.datamodule import Inputs
+from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -109,11 +110,16 @@ def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
     """CSV always; wandb when asked for, with numbers and configuration only."""
     made: list[Logger] = [Curves(out / "metrics.csv")]
     if cfg.logger.wandb:
-        from pytorch_lightning.loggers import WandbLogger
-
         said = {k: v for k, v in plain(cfg).items() if k != "paths"}
         made.append(WandbLogger(save_dir=out, name=out.name, config=said, log_model=False, **plain(cfg.logger.wandb)))
     return made
+
+
+def close(loggers: list[Logger]) -> None:
+    """End wandb's run, or the next run of this process would log into it."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and rank_and_world()[0] == 0:
+            logger.experiment.finish()
 
 
 def encoders(cfg: DictConfig) -> Encoders:

@@ -24,7 +24,7 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
     images = store.images
     use = ((images["split"] == cell.split) & images["frontal"]).to_numpy()
     if encoders.text is not None:
-        use &= store.long_enough(encoders.text.tokenizer, encoders.inputs.form)[images["study"].to_numpy()]
+        use = use & store.long_enough(encoders.text.tokenizer, encoders.inputs.form)[images["study"].to_numpy()]
     rows = [row for row in map(int, np.flatnonzero(use)) if store.boxes(row)][: max(count, 0)]
     if not rows:
         return 0

@@ -107,7 +107,10 @@ def run(cfg: DictConfig, out: Path) -> Path:
         loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
     trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
     started, worked = time.monotonic(), time.process_time()
-    trainer.fit(module, datamodule=module_data, ckpt_path=resume)
+    try:
+        trainer.fit(module, datamodule=module_data, ckpt_path=resume)
+    finally:
+        build.close(loggers)
     if trainer.interrupted:
         raise UserError(f"Interrupted; the same command goes on from {out / 'checkpoints'}.")
     _finish(
