@@ -97,6 +97,35 @@ def test_what_hydra_reads_or_should_refuse_is_left_alone(argument):
     assert quoted([argument]) == [argument]
 
 
+@pytest.mark.parametrize(
+    "line, offered",
+    [
+        ("vlp-bench pre", {"prepare", "pretrain"}),
+        ("vlp-bench pretrain meth", {"method=", "method."}),
+        ("vlp-bench pretrain vision=tin", {"vision=tiny"}),
+        ("vlp-bench evaluate label_fr", {"label_fraction="}),
+        ("vlp-bench nothing met", set()),
+    ],
+)
+def test_the_shell_completes_verbs_groups_and_keys(line, offered, monkeypatch, capsys):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert run_cli("-sc", "query=bash") == 0
+    assert set(capsys.readouterr().out.split()) == offered
+
+
+def test_completion_installs_for_the_program(capsys):
+    assert run_cli("-sc", "install=bash") == 0
+    assert "hydra_bash_completion vlp-bench" in capsys.readouterr().out
+
+
+def test_options_may_stand_between_overrides(tmp_path, capsys):
+    folder = write_fifth_method(tmp_path, "between")
+    assert run_cli("pretrain", "method=fifth", "--config-dir", str(folder), "seed=3", "--cfg", "job") == 0
+    shown = capsys.readouterr().out
+    assert "between.Fifth" in shown
+    assert "seed: 3" in shown
+
+
 def test_a_run_is_named_after_what_it_is_not_where_it_is(tmp_path):
     def name(*overrides):
         return run_name(compose_verb("pretrain", overrides))

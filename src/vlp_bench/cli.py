@@ -63,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     verb, rest = arguments[0], arguments[1:]
     try:
+        if verb in ("-sc", "--shell-completion"):
+            return complete(arguments)
         if verb == "config":
             return config(rest)
         if verb not in VERBS:
@@ -104,7 +106,9 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     task.__module__ = __name__
     tree.register()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    with _process_state([whole[0], *tree.quoted(overrides)]):
+    # argparse wants overrides in one piece: options may stand between them on our command line
+    ordered = sorted(tree.quoted(overrides), key=lambda a: "=" in a and not a.startswith("-"))
+    with _process_state([whole[0], *ordered]):
         try:
             hydra.main(version_base="1.3", config_path=f"pkg://{tree.CONF}", config_name=verb)(task)()
         except (HydraException, OmegaConfBaseException) as error:
@@ -116,6 +120,21 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     if failures:
         raise failures[-1]
     return 0
+
+
+def complete(arguments: list[str]) -> int:
+    """What a shell asks for while somebody types: verbs from here, the rest of the line from Hydra."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    typed = words[1] if len(words) > 1 else ""
+    if any(a.startswith("query=") for a in arguments):
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            print(" ".join(verb for verb in [*VERBS, "config"] if verb.startswith(typed)))
+            return 0
+        if typed not in VERBS:
+            return 0
+        os.environ["COMP_LINE"] = line.replace(f" {typed}", "", 1)
+    return run_verb(typed if typed in VERBS else "pretrain", arguments, [sys.argv[0], *arguments])
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
