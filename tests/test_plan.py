@@ -28,6 +28,15 @@ def test_every_job_of_a_shipped_plan_composes(name, tmp_path):
     assert len(folders) == len(jobs) + len(cells)
 
 
+def test_the_command_lines_trainer_wins_over_the_plans(tmp_path):
+    job = next(iter(benchmark.pretraining_jobs(plan("demo")).values()))
+    before, _ = job.compose(tmp_path, tmp_path, None)
+    after, _ = job.compose(tmp_path, tmp_path, None, ["trainer=gpu_bf16", "trainer.max_epochs=3"])
+    assert (before.trainer.accelerator, before.trainer.max_epochs) == ("cpu", 18)
+    assert (after.trainer.accelerator, after.trainer.max_epochs) == ("gpu", 3)
+    assert after.data.studies == before.data.studies
+
+
 def test_all_labels_are_drawn_once():
     grid = {"axes": {"label_fraction": [0.1, 1.0], "draw": [3, 4]}}
     assert benchmark._points(grid) == [

@@ -23,10 +23,13 @@ class Job:
     overrides: tuple[str, ...]
     label: str
 
-    def compose(self, runs: Path, cache: Path, config_dir: Path | None) -> tuple[DictConfig, Path]:
-        """Its configuration and its directory."""
+    def compose(
+        self, runs: Path, cache: Path, config_dir: Path | None, asked: Sequence[str] = ()
+    ) -> tuple[DictConfig, Path]:
+        """Its configuration and its directory; of overrides of one key the last counts, `asked` after the plan's."""
         paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
-        cfg = compose_verb(self.verb, [*self.overrides, *paths], config_dir)
+        last = {override.partition("=")[0]: override for override in (*self.overrides, *asked, *paths)}
+        cfg = compose_verb(self.verb, list(last.values()), config_dir)
         return cfg, runs / self.verb / run_name(cfg)
 
 
@@ -72,8 +75,10 @@ def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -
     return [(f"backbone={name}",)]
 
 
-def run_plan(plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None) -> list[tuple[Job, str]]:
-    """Run everything that is not done yet; return the jobs that failed, with the reason.
+def run_plan(
+    plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None, asked: Sequence[str] = ()
+) -> list[tuple[Job, str]]:
+    """Run everything that is not done yet, with the overrides `asked` in every job; return what failed, and why.
 
     A failed job never stops the others; cells of a failed pre-training run are left out.
     """
@@ -81,7 +86,7 @@ def run_plan(plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path 
 
     def run(job: Job) -> Path | None:
         try:
-            cfg, out = job.compose(runs, cache, config_dir)
+            cfg, out = job.compose(runs, cache, config_dir, asked)
             verb = pretrain if job.verb == "pretrain" else evaluate
             if verb.finished(out) is None:
                 verb.run(cfg, out)
@@ -127,7 +132,7 @@ def benchmark(cfg: DictConfig) -> None:
     """
     plan = _plan(cfg)
     runs = Path(cfg.runs)
-    failed = run_plan(plan, runs, Path(cfg.paths.cache), _user_config_dir())
+    failed = run_plan(plan, runs, Path(cfg.paths.cache), _user_config_dir(), _trainer_overrides())
     _finish(runs, plan.get("title") or f"Plan {plan['name']}")
     if failed:
         raise UserError(f"{len(failed)} jobs of the plan failed (listed above); the same command tries them again.")
@@ -138,13 +143,14 @@ def demo(cfg: DictConfig) -> None:
     from omegaconf import open_dict
 
     runs = Path(cfg.runs)
-    failed = run_plan(_plan(cfg), runs, Path(cfg.paths.cache))
+    asked = _trainer_overrides()
+    failed = run_plan(_plan(cfg), runs, Path(cfg.paths.cache), asked=asked)
     if cfg.real_dir:
         raw = Path(cfg.real_dir) / "data" / "cxr_sample"
         if (raw / "metadata.csv").is_file():
             with open_dict(cfg):
                 cfg.plan = compose_verb("benchmark", ["plan=demo_real", f"+plan.raw_dir={raw}"]).plan
-            failed += run_plan(_with_imagenet(_plan(cfg)), runs, Path(cfg.paths.cache))
+            failed += run_plan(_with_imagenet(_plan(cfg)), runs, Path(cfg.paths.cache), asked=asked)
         else:
             console.print(f"VLP_BENCH_REAL_DIR={cfg.real_dir} has no data/cxr_sample/metadata.csv: real part skipped.")
     else:
@@ -184,6 +190,13 @@ def _user_config_dir() -> Path | None:
 
     paths = [s.path for s in HydraConfig.get().runtime.config_sources if s.provider == "command-line"]
     return Path(paths[0]) if paths else None
+
+
+def _trainer_overrides() -> list[str]:
+    """What the command line says of the trainer; every job gets it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return [o for o in HydraConfig.get().overrides.task if o.startswith("trainer")]
 
 
 def _finish(runs: Path, title: str) -> None:
