@@ -24,6 +24,7 @@ from vlp_bench.data.datamodule import Inputs, assemble
 from vlp_bench.data.images import center_crop, resize_and_pad
 from vlp_bench.data.prepare import decode_gray
 from vlp_bench.encoders.aligner import Aligner
+from vlp_bench.encoders.joint import JointEncoder
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.encoders.weights import load_exactly, read_state_dict
@@ -70,6 +71,16 @@ class Encoders:
     def aligner(self) -> Aligner | None:
         """What compares images and texts, if the method does."""
         return self.parts.get("aligner")  # type: ignore[return-value]
+
+    @property
+    def joint(self) -> JointEncoder | None:
+        """What reads image and text together, if the method does."""
+        return self.parts.get("joint")  # type: ignore[return-value]
+
+    @property
+    def compares(self) -> bool:
+        """Whether images can be scored against texts."""
+        return self.text is not None and (self.aligner is not None or self.joint is not None)
 
     @property
     def inputs(self) -> Inputs:
@@ -119,9 +130,11 @@ class Encoders:
         Raises:
             UserError: the method does not compare images and texts.
         """
-        if self.aligner is None:
-            raise UserError(f"{self.meta.get('name', 'This encoder')} cannot compare images and texts (no aligner).")
-        return self.aligner.similarity(images, texts)
+        if self.aligner is not None:
+            return self.aligner.similarity(images, texts)
+        if self.joint is not None and self.text is not None:
+            return self.joint.similarity(self.text, images, texts)
+        raise UserError(f"{self.meta.get('name', 'This encoder')} cannot compare images and texts (no aligner).")
 
 
 def weights_hash(parts: Mapping[str, nn.Module]) -> str:

@@ -1,5 +1,6 @@
 """One vision backbone for every ResNet, DenseNet, EfficientNet and ViT that timm knows."""
 
+import dataclasses
 from difflib import get_close_matches
 from typing import Any
 
@@ -76,19 +77,33 @@ class VisionBackbone(nn.Module):
         if self.is_vit:
             width, patch = self.trunk.embed_dim, self.trunk.patch_embed.patch_size[0]
             widths, strides = [width] * 4, [patch // 4, patch // 2, patch, patch * 2]
-            pooled = token = width
+            pooled = width
         else:
             info = self.trunk.feature_info[1:]
             widths, strides = [i["num_chs"] for i in info], [i["reduction"] for i in info]
-            if token_stride not in strides:
-                raise UserError(f"vision.token_stride={token_stride}: {name} has feature maps of strides {strides}.")
-            self.token_stage = strides.index(token_stride)
-            pooled, token = self.trunk.num_features, widths[self.token_stage]
+            pooled = self.trunk.num_features
         self.spec = BackboneSpec(
-            name, pooled, token, tuple(widths), tuple(strides), image_size, channels, tuple(mean), tuple(std)
+            name, pooled, widths[-1], tuple(widths), tuple(strides), image_size, channels, tuple(mean), tuple(std)
         )
+        if not self.is_vit:
+            self.set_token_stride(token_stride)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def set_token_stride(self, stride: int) -> None:
+        """Make the cells of the feature map of this stride the tokens of a CNN.
+
+        Raises:
+            UserError: the network has no such map.
+        """
+        strides = self.spec.pyramid_strides
+        if stride not in strides:
+            raise UserError(
+                f"vision.token_stride={stride}: {self.spec.name} has feature maps of strides {list(strides)}."
+            )
+        self.token_stage = strides.index(stride)
+        self.spec = dataclasses.replace(self.spec, token_dim=self.spec.pyramid_channels[self.token_stage])
+        self.arguments["token_stride"] = stride
 
     @staticmethod
     def _create(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:

@@ -57,7 +57,7 @@ def embed(cfg: DictConfig) -> None:
     given(cfg, "backbone", "out")
     build.seed(cfg.seed)
     encoders = build.encoders(cfg)
-    if cfg.sentences and encoders.aligner is None:
+    if cfg.sentences and not encoders.compares:
         raise UserError(f"sentences= needs encoders that compare images and texts; {cfg.backbone} has no aligner.")
     store = ensure(plain(cfg.data), Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
     texts = encoders.encode_texts(list(cfg.sentences)) if cfg.sentences else None

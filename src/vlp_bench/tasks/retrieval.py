@@ -24,7 +24,7 @@ class Retrieval(Task):
             UserError: the encoders cannot compare images and texts, or no study has both.
         """
         encoders, store = cell.encoders, cell.target.store
-        if encoders.aligner is None or encoders.text is None:
+        if not encoders.compares:
             raise UserError(
                 f"task=retrieval needs encoders that compare images and texts; "
                 f"{encoders.meta.get('name', 'this backbone')} has no aligner."
@@ -61,7 +61,6 @@ def _pairs(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
 def _similarity(cell: Cell, encoders: Encoders, rows: np.ndarray, studies: np.ndarray) -> np.ndarray:
     text, inputs = encoders.text, encoders.inputs
     assert text is not None
-    assert encoders.aligner is not None
     pieces, _ = cell.target.store.pieces(text.tokenizer, inputs.form)
     size = int(cell.adaptation.get("batch_size", 128))
     batches = [studies[i : i + size] for i in range(0, len(studies), size)]
