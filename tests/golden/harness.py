@@ -2,7 +2,8 @@
 
 A vector file holds inputs (`in_*`), weights (`w__*`) and what must come out (`out_*`, `after_*`, `grad_*`). An adapter
 feeds the first two to the project's own functions and returns the last three by name. Arrays that the adapter does not
-return, or returns under another name, fail; so does a file that no adapter and no pending entry covers.
+return, or returns under another name, fail; so does a file that no adapter and no pending entry covers. A file that
+names what must come out otherwise has an adapter that says which names those are; a list is one array, `cases`.
 """
 
 import json
@@ -51,8 +52,8 @@ class Vector:
         known = {"_f32": torch.float32, "_f64": torch.float64}
         return {suffix: dtype for suffix, dtype in known.items() if self.names(f"^out_.*{suffix}$")}
 
-    def expected(self) -> dict[str, np.ndarray]:
-        return {n: a for n, a in self.arrays.items() if n.startswith(COMPARED)}
+    def expected(self, compared: tuple[str, ...] = COMPARED) -> dict[str, np.ndarray]:
+        return {n: a for n, a in self.arrays.items() if n.startswith(compared)}
 
 
 Results = Mapping[str, Any]
@@ -74,6 +75,7 @@ def float32_inside(name: str, expected: np.ndarray) -> float | None:
 class Adapter:
     compute: Callable[[Vector], Results]
     tolerance: Tolerance
+    compared: tuple[str, ...] = COMPARED
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -92,12 +94,14 @@ class Tally:
 TALLY = Tally()
 
 
-def adapter(key: str, tolerance: Tolerance = default_tolerance) -> Callable[[Callable], Callable]:
-    """Register a function from a vector file to its results."""
+def adapter(
+    key: str, tolerance: Tolerance = default_tolerance, compared: tuple[str, ...] = COMPARED
+) -> Callable[[Callable], Callable]:
+    """Register a function from a vector file to its results; `compared` begin the names of what must come out."""
 
     def register(compute: Callable[[Vector], Results]) -> Callable[[Vector], Results]:
         assert key not in ADAPTERS, f"two adapters for {key}"
-        ADAPTERS[key] = Adapter(compute, tolerance)
+        ADAPTERS[key] = Adapter(compute, tolerance, compared)
         return compute
 
     return register
@@ -114,6 +118,8 @@ def files() -> list[Path]:
 def load(path: Path) -> Vector:
     if path.suffix == ".json":
         content = json.loads(path.read_text("utf-8"))
+        if isinstance(content, list):
+            content = {"cases": content}
         arrays = {name: np.asarray(value) for name, value in content.items() if name != "meta_json"}
         meta = content.get("meta_json", {})
     else:
@@ -124,13 +130,15 @@ def load(path: Path) -> Vector:
     return Vector(path.parent.name, stem, letter, arrays, json.loads(meta) if isinstance(meta, str) else meta)
 
 
-def compare(vector: Vector, results: Results, tolerance: Tolerance) -> tuple[int, float]:
+def compare(
+    vector: Vector, results: Results, tolerance: Tolerance, compared: tuple[str, ...] = COMPARED
+) -> tuple[int, float]:
     """Number of arrays that agree, and their largest error relative to the largest entry.
 
     Raises:
         AssertionError: something is missing, left over, of another shape, or differs.
     """
-    expected = vector.expected()
+    expected = vector.expected(compared)
     assert expected, f"{vector.key}_{vector.letter} holds nothing to compare"
     missing = expected.keys() - results.keys()
     assert not missing, f"the adapter of {vector.key} leaves uncompared: {sorted(missing)}"
@@ -168,4 +176,6 @@ def check(path: Path) -> None:
     vector = load(path)
     assert vector.key in ADAPTERS, f"{path} has neither an adapter nor an entry among the pending stems"
     chosen = ADAPTERS[vector.key]
-    TALLY.compared[f"{vector.key}_{vector.letter}"] = compare(vector, chosen.compute(vector), chosen.tolerance)
+    TALLY.compared[f"{vector.key}_{vector.letter}"] = compare(
+        vector, chosen.compute(vector), chosen.tolerance, chosen.compared
+    )

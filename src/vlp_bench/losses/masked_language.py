@@ -45,7 +45,7 @@ def mask_words(
 
 @full_precision
 def masked_language_loss(
-    logits: Float[Tensor, "M W"], pieces: Int[Tensor, "M"], count: Float[Tensor, ""]
+    logits: Float[Tensor, "M W"], pieces: Int[Tensor, "M"], count: Float[Tensor, ""] | Int[Tensor, ""]
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the M hidden pieces among the W of the vocabulary, summed and divided by `count`.
 
