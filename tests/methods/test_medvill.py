@@ -366,6 +366,26 @@ def test_a_bundle_scores_pairs_with_all_features(build, tmp_path):
     assert scores.shape == (6, 6)
 
 
+def test_the_official_joint_encoder_comes_back_from_a_bundle(build, tmp_path):
+    method = build(variant="official").eval()
+    batch = make_batch(method)
+    bundle.save(tmp_path / "bundle", method.parts(), {"name": "joint"})
+    encoders = bundle.load(tmp_path / "bundle")
+    with torch.no_grad():
+        images, texts = method.vision(batch.frontal), method.text(batch.text)
+        expected = method.joint.similarity(method.text, images, texts)
+    torch.testing.assert_close(encoders.similarity(images, texts), expected)
+
+
+def test_a_batch_with_nothing_to_guess_has_a_loss_of_zero(build, monkeypatch):
+    method = build()
+    monkeypatch.setattr(method, "asked", lambda labels, aligned: torch.full_like(labels, IGNORE))
+    terms = method.losses(make_batch(method))
+    assert terms["mlm"].tolist() == 0
+    sum(terms.values()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
+
+
 @pytest.mark.parametrize(
     "changed, message",
     [

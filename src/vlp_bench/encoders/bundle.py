@@ -133,7 +133,13 @@ class Encoders:
         if self.aligner is not None:
             return self.aligner.similarity(images, texts)
         if self.joint is not None and self.text is not None:
-            return self.joint.similarity(self.text, images, texts)
+            # Each pair goes through all layers: on the device at hand, as for images.
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            joint, text = self.joint.to(device), self.text.to(device)
+            scores = joint.similarity(text, images.to(device), texts.to(device)).cpu()
+            for part in (joint, text):
+                part.to("cpu")
+            return scores
         raise UserError(f"{self.meta.get('name', 'This encoder')} cannot compare images and texts (no aligner).")
 
 

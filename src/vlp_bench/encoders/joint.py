@@ -147,7 +147,9 @@ class JointEncoder(nn.Module):
         table = text.bert.embeddings
         return table.dropout(table.LayerNorm(self.project(features + self.location(positions) + self.kind)))
 
-    def language_positions(self, text_tokens: int, device: torch.device | None = None) -> Int[Tensor, "{text_tokens}+2"]:
+    def language_positions(
+        self, text_tokens: int, device: torch.device | None = None
+    ) -> Int[Tensor, "{text_tokens}+2"]:
         """Positions of [CLS], the image's [SEP] and T text tokens."""
         return torch.arange(text_tokens + 2, device=device)
 

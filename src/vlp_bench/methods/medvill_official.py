@@ -28,7 +28,9 @@ class JointEncoderOfficial(JointEncoder):
         x = self.project(features) + table.position_embeddings(positions) + table.token_type_embeddings.weight[0]
         return table.dropout(table.LayerNorm(x))
 
-    def language_positions(self, text_tokens: int, device: torch.device | None = None) -> Int[Tensor, "{text_tokens}+2"]:
+    def language_positions(
+        self, text_tokens: int, device: torch.device | None = None
+    ) -> Int[Tensor, "{text_tokens}+2"]:
         """0 and 0, then from 0 on."""
         return F.pad(torch.arange(text_tokens, device=device), (2, 0))
 
