@@ -67,7 +67,10 @@ def hidden_states(method, features: Tensor, places: list[int], words: list[int],
         for p in places
     ]
     text = [*([tokenizer.cls] if kind == "noncross" else []), *words, tokenizer.sep]
-    language = [normalise(tables.LayerNorm, word[w] + position[2 + t] + segment[1]) for t, w in enumerate(text)]
+    language = [
+        normalise(tables.LayerNorm, word[w] + position[t if kind == "noncross" else 2 + t] + segment[1])
+        for t, w in enumerate(text)
+    ]
     x = torch.stack([special[0], *image, special[1], *language])
     size = range(len(x))
     mask = torch.tensor([[sees(kind, q, k, len(places), len(text)) for k in size] for q in size])

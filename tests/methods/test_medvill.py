@@ -424,6 +424,7 @@ def test_paper_trains_the_cnn_and_official_moves_only_its_statistics(build):
 
 def test_positions_of_special_tokens_and_text(build):
     assert build().joint.language_positions(3).tolist() == [0, 1, 2, 3, 4]
+    assert build(attention="noncross").joint.language_positions(3).tolist() == [0, 1, 0, 1, 2]
     assert build(variant="official").joint.language_positions(3).tolist() == [0, 0, 0, 1, 2]
 
 

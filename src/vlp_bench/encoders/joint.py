@@ -96,8 +96,8 @@ class JointEncoder(nn.Module):
     """What a BERT needs beside its own weights to read an image before a text, and to answer about both.
 
     Location and kind of an image token are added before its projection to BERT's width; of the tokens of language,
-    [CLS], [SEP] of the image and the text are numbered in one row. The BERT itself is a TextBackbone's, which every
-    call is given.
+    [CLS], [SEP] of the image and the text are numbered in one row, a text with its own [CLS] by itself. The BERT is a
+    TextBackbone's, which every call is given.
 
     Args:
         image: width of the image features.
@@ -125,10 +125,11 @@ class JointEncoder(nn.Module):
             "attention": attention,
         }
         self.attention, self.positions = attention, positions
+        self.crosses = attention != "noncross"
         self.build_locations(image, positions)
         self.project = nn.Linear(image, width)
         # With two [CLS] their product is the vector of the pair, and nothing is pooled.
-        self.pooler = nn.Linear(width, width) if attention != "noncross" else None
+        self.pooler = nn.Linear(width, width) if self.crosses else None
         self.matching = nn.Linear(width, 2)
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.bias = nn.Parameter(torch.zeros(vocabulary))
@@ -151,7 +152,8 @@ class JointEncoder(nn.Module):
         self, text_tokens: int, device: torch.device | None = None
     ) -> Int[Tensor, "{text_tokens}+2"]:
         """Positions of [CLS], the image's [SEP] and T text tokens."""
-        return torch.arange(text_tokens + 2, device=device)
+        start = 2 if self.crosses else 0
+        return torch.cat([torch.arange(2), torch.arange(start, start + text_tokens)]).to(device)
 
     def embed(
         self,
@@ -197,7 +199,7 @@ class JointEncoder(nn.Module):
                 f"vision gives {features.shape[1]} image tokens and the joint encoder has {self.positions} positions. "
                 "Lower vision.image_size, or raise text.architecture.max_position_embeddings."
             )
-        if self.pooler is None:
+        if not self.crosses:
             words, real = F.pad(words, (1, 0), value=text.tokenizer.cls), F.pad(real, (1, 0), value=True)
         mask = attention_mask(
             attention or self.attention, features.shape[1], real, causal=causal, open_padding=self.open_padding
@@ -229,7 +231,7 @@ class JointEncoder(nn.Module):
         n, count = images.tokens.shape[:2]
         both = torch.cartesian_prod(torch.arange(n), torch.arange(len(texts.index)))
         places = torch.arange(count, device=images.tokens.device)
-        attention = "bi" if self.pooler is not None else self.attention
+        attention = "bi" if self.crosses else self.attention
         scores = []
         for i, t in (part.unbind(1) for part in both.split(pairs)):
             words, real = texts.index.ids[t, 1:], texts.index.mask[t, 1:]

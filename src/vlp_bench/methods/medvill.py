@@ -130,7 +130,7 @@ class MedViLL(VLPMethod):
         self.joint = self.joint_class(
             vision.spec.token_dim, text.width, text.max_tokens, text.bert.config.vocab_size, attention
         )
-        longest = int(self.joint.language_positions(max_tokens - (attention != "noncross")).max()) + 1
+        longest = int(self.joint.language_positions(max_tokens - self.joint.crosses).max()) + 1
         if longest > text.max_tokens:
             raise UserError(
                 f"method.inputs.max_tokens={max_tokens} needs {longest} positions and text has {text.max_tokens}. "
