@@ -26,10 +26,6 @@ def build(name: str, vision: str) -> tuple[VLPMethod, StudyBatch]:
     small = ["vision.image_size=32", f"vision.name={vision}", "text.architecture.num_hidden_layers=1"]
     cfg = compose_verb("pretrain", [f"method={name}", *small])
     method = engine.method(cfg, train=False).eval()
-    # timm starts the last norm of a block at zero, which hides the gradients of the layers before it
-    for parameter in method.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.1)
     tokens = assemble(
         method.text.tokenizer.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), method.text.tokenizer, 16
     )
