@@ -1,12 +1,14 @@
 """A method on two gloo processes as DDP runs it. Imported by name in both: no fixture, no test."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -23,17 +25,18 @@ REPORTS = [
 ]
 
 
-def build(name: str, vision: str) -> tuple[VLPMethod, StudyBatch]:
+def build(name: str, vision: str, overrides: Sequence[str] = ()) -> tuple[VLPMethod, StudyBatch]:
     """The method in eval mode (batch statistics have no CPU kernel across processes) with a batch of 12."""
     torch.manual_seed(0)
     small = ["vision.image_size=32", f"vision.name={vision}", "text.architecture.num_hidden_layers=1"]
-    cfg = compose_verb("pretrain", [f"method={name}", *small])
+    cfg = compose_verb("pretrain", [f"method={name}", *small, *overrides])
     method = engine.method(cfg, train=False).eval()
     tokenizer = engine.text(cfg.text).tokenizer
     tokens = assemble(tokenizer.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), tokenizer, 16)
     views = engine.inputs(cfg).views
+    shades = torch.rand(len(REPORTS) * views, 1, 4, 4)
     batch = StudyBatch(
-        image=torch.randint(0, 256, (len(REPORTS), views, 1, 32, 32), dtype=torch.uint8),
+        image=(255 * F.interpolate(shades, size=32, mode="bicubic").clamp(0, 1)).byte().unflatten(0, (-1, views)),
         view_mask=torch.ones(len(REPORTS), views, dtype=torch.bool),
         flipped=torch.zeros(len(REPORTS), views, dtype=torch.bool),
         text=tokens,
