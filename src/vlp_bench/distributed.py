@@ -36,6 +36,18 @@ def gather(x: Float[Tensor, "B ..."]) -> Float[Tensor, "world*B ..."]:
     return _Gather.apply(x) if rank_and_world()[1] > 1 else x
 
 
+def gather_longest(x: Tensor) -> Tensor:
+    """As `gather`, for (B, W, ...) where every rank has a W of its own: zeros fill up to the longest."""
+    if rank_and_world()[1] == 1:
+        return x
+    longest = torch.tensor(x.shape[1], device=x.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    padded = x.new_zeros((len(x), int(longest), *x.shape[2:]))
+    padded[:, : x.shape[1]] = x
+    # booleans cannot be sent by every backend
+    return gather(padded.byte()).bool() if x.dtype == torch.bool else gather(padded)
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum over all ranks, without gradient."""
     if rank_and_world()[1] > 1:

@@ -1,12 +1,14 @@
 """A method on two gloo processes as DDP runs it. Imported by name in both: no fixture, no test."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -16,26 +18,29 @@ from vlp_bench.engine import build as engine
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.types import StudyBatch
 
-#: as many words in each, for what a method pads to the longest report of its own process
-REPORTS = ["no effusion", "left effusion", "edema improved", "heart enlarged", "lungs clear", "small nodule"] * 2
+#: the longest of one half is longer than that of the other
+REPORTS = [
+    *["no effusion", "left effusion", "edema improved", "heart enlarged", "lungs clear", "small nodule"],
+    *["no effusion or edema", "stable", "small left effusion", "heart enlarged", "lungs are clear", "no nodule"],
+]
 
 
-def build(name: str, vision: str) -> tuple[VLPMethod, StudyBatch]:
+def build(name: str, vision: str, overrides: Sequence[str] = ()) -> tuple[VLPMethod, StudyBatch]:
     """The method in eval mode (batch statistics have no CPU kernel across processes) with a batch of 12."""
     torch.manual_seed(0)
     small = ["vision.image_size=32", f"vision.name={vision}", "text.architecture.num_hidden_layers=1"]
-    cfg = compose_verb("pretrain", [f"method={name}", *small])
+    cfg = compose_verb("pretrain", [f"method={name}", *small, *overrides])
     method = engine.method(cfg, train=False).eval()
-    tokens = assemble(
-        method.text.tokenizer.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), method.text.tokenizer, 16
-    )
+    tokenizer = engine.text(cfg.text).tokenizer
+    tokens = assemble(tokenizer.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), tokenizer, 16)
     views = engine.inputs(cfg).views
+    shades = torch.rand(len(REPORTS) * views, 1, 4, 4)
     batch = StudyBatch(
-        image=torch.randint(0, 256, (len(REPORTS), views, 1, 32, 32), dtype=torch.uint8),
+        image=(255 * F.interpolate(shades, size=32, mode="bicubic").clamp(0, 1)).byte().unflatten(0, (-1, views)),
         view_mask=torch.ones(len(REPORTS), views, dtype=torch.bool),
         flipped=torch.zeros(len(REPORTS), views, dtype=torch.bool),
         text=tokens,
-        labels=torch.randint(0, 2, (len(REPORTS), 3)).float(),
+        labels=torch.randint(0, 2, (len(REPORTS), 14)).float(),
         study=torch.arange(len(REPORTS)),
         study_id=tuple(map(str, range(len(REPORTS)))),
     )
@@ -76,17 +81,19 @@ def half(batch: StudyBatch, rank: int) -> StudyBatch:
     return take(batch)
 
 
-def _rank(rank: int, folder: str, name: str, vision: str) -> None:
+def _rank(rank: int, folder: str, cases: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    method, batch = build(name, vision)
-    found = gradients(method, half(batch, rank), across=True)
+    found = {}
+    for case in cases:
+        method, batch = build(*case)
+        found[case] = gradients(method, half(batch, rank), across=True)
     if rank == 0:
         torch.save(found, Path(folder) / "gradients.pt")
     dist.destroy_process_group()
 
 
-def on_two_ranks(folder: Path, name: str, vision: str) -> dict[str, Tensor]:
-    """The gradients that both processes end with."""
-    torch.multiprocessing.spawn(_rank, (str(folder), name, vision), nprocs=2)
+def on_two_ranks(folder: Path, cases: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """The gradients that both processes end with, for each method and image encoder."""
+    torch.multiprocessing.spawn(_rank, (str(folder), cases), nprocs=2)
     return torch.load(folder / "gradients.pt", weights_only=True)

@@ -38,6 +38,16 @@ def info_nce(
     return F.cross_entropy(similarity(rows, columns, temperature), partner)
 
 
+@full_precision
+def queue_nce(
+    queries: Float[Tensor, "B E"], keys: Float[Tensor, "B E"], queue: Float[Tensor, "K E"], temperature: float
+) -> Float[Tensor, ""]:
+    """Cross-entropy of finding each query's own key among it and the queue (MoCo, equation 1); all unit vectors."""
+    own = (queries * keys).sum(1, keepdim=True)
+    scores = torch.cat([own, queries @ queue.T], 1) / temperature
+    return F.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.long, device=queries.device))
+
+
 @torch.no_grad()
 def retrieval_accuracy(image: Float[Tensor, "B E"], text: Float[Tensor, "B E"], k: int) -> Float[Tensor, ""]:
     """How often, in percent, the partner is among the k nearest of the batch; the mean of both directions.

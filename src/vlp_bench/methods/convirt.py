@@ -1,0 +1,121 @@
+"""ConVIRT: contrastive learning from paired images and text (Zhang et al., MLHC 2022).
+
+An image and a sentence of its report are brought together, in both directions, lambda l(v->u) + (1 - lambda) l(u->v).
+In training one sentence of the report is drawn at random; otherwise the report is read whole. Texts are pooled by the
+maximum over their tokens. The hidden width of the two projections is open in the paper; here it is that of what comes
+in.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlp_bench.distributed import gather, rank_and_world
+from vlp_bench.encoders.aligner import Aligner
+from vlp_bench.encoders.text import TextBackbone
+from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.precision import unit
+from vlp_bench.methods.base import VLPMethod
+from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures, Tokens
+
+
+class ConvirtAligner(Aligner):
+    """Cosine similarity after one hidden layer on each side.
+
+    Args:
+        image: width of pooled image features.
+        text: width of tokens.
+        embed_dim: width of the joint space.
+    """
+
+    def __init__(self, image: int, text: int, embed_dim: int) -> None:
+        super().__init__()
+        self.arguments = {"image": image, "text": text, "embed_dim": embed_dim}
+        self.image, self.text = (
+            nn.Sequential(nn.Linear(n, n), nn.ReLU(), nn.Linear(n, embed_dim)) for n in (image, text)
+        )
+
+    def embed_images(self, images: ImageFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors v."""
+        return unit(self.image(images.pooled))
+
+    def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors u."""
+        return unit(self.text(texts.tokens.masked_fill(~texts.mask[..., None], float("-inf")).amax(1)))
+
+    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
+        """Cosine similarity."""
+        return self.embed_images(images) @ self.embed_texts(texts).T
+
+
+def one_sentence(text: Tokens, draw: Float[Tensor, "B"]) -> Tokens:
+    """Hide all but one sentence of each text; `draw` in [0, 1) says which. [CLS] and [SEP] stay."""
+    chosen = (draw * (text.sentence.amax(1) + 1)).floor().long()
+    kept = text.mask & ((text.sentence == chosen[:, None]) | (text.sentence < 0))
+    return Tokens(text.ids, kept, text.word, text.sentence)
+
+
+class ConVIRT(VLPMethod):
+    """Contrast of images with sentences of their reports.
+
+    Args:
+        vision: the image encoder.
+        text: the text encoder.
+        optimizer: see VLPMethod.
+        loss_weights: lambda of `image_to_text` and 1 - lambda of `text_to_image` (0.75 and 0.25).
+        temperature: tau (0.1).
+        embed_dim: width of the joint space (512).
+        warmup: see VLPMethod.
+        final_lr: see VLPMethod.
+        weight_decay: see VLPMethod.
+        variant: `paper`.
+    """
+
+    text: TextBackbone
+
+    def __init__(
+        self,
+        vision: VisionBackbone,
+        text: TextBackbone,
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
+        *,
+        loss_weights: Mapping[str, float],
+        temperature: float = 0.1,
+        embed_dim: int = 512,
+        warmup: float = 0.1,
+        final_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        variant: str = "paper",
+    ) -> None:
+        super().__init__(
+            vision,
+            text,
+            optimizer,
+            loss_weights=loss_weights,
+            warmup=warmup,
+            final_lr=final_lr,
+            weight_decay=weight_decay,
+            variant=variant,
+        )
+        self.temperature = temperature
+        self.heads = ConvirtAligner(vision.spec.pooled_dim, text.width, embed_dim)
+
+    def aligner(self) -> ConvirtAligner:
+        """The two projections."""
+        return self.heads
+
+    def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
+        """Both directions of the contrast, over the images and sentences of all processes."""
+        text = batch.text
+        if self.training:
+            text = one_sentence(text, torch.rand(len(text), device=text.ids.device))
+        v, u = self.heads.embed_images(self.vision(batch.frontal)), self.heads.embed_texts(self.text(text))
+        self.note(len(batch), top1=retrieval_accuracy(v, u, 1), top5=retrieval_accuracy(v, u, 5))
+        first = rank_and_world()[0] * len(v)
+        return {
+            "image_to_text": info_nce(v, gather(u), self.temperature, first),
+            "text_to_image": info_nce(u, gather(v), self.temperature, first),
+        }

@@ -1,0 +1,159 @@
+"""GLoRIA: global and local contrast of images and reports (Huang et al., ICCV 2021).
+
+    global   image with report, both directions, cosine / tau_3
+    local    every word attends to the regions of every image; a report's score with an image is the soft maximum over
+             its words of how alike the word and what it attended to are; both directions, score / tau_3
+
+A word is the sum of its pieces, a report the mean of its words. Where the authors' encoder sums BERT's last four
+layers, this one reads the last. Their temperatures: temp1 = 4 and temp2 = 5 multiply, temp3 = 10.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from vlp_bench.distributed import gather, gather_longest, rank_and_world
+from vlp_bench.encoders.aligner import Aligner
+from vlp_bench.encoders.text import TextBackbone
+from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.precision import unit
+from vlp_bench.losses.word_region import partner_loss, word_region_similarity
+from vlp_bench.losses.words import sum_pieces, word_slots
+from vlp_bench.methods.base import VLPMethod
+from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures
+
+
+class Words(NamedTuple):
+    """The words of B reports, without [CLS] and [SEP]; zero where `mask` is False."""
+
+    vectors: Float[Tensor, "B W D"]
+    mask: Bool[Tensor, "B W"]
+
+
+def words_of(text: TextFeatures) -> Words:
+    """Sum the vectors over the pieces of each word."""
+    slots = word_slots(text.index)
+    count = text.index.word.amax(1, keepdim=True) + 1
+    mask = torch.arange(slots.shape[1] - 1, device=slots.device) < count
+    return Words(sum_pieces(text.tokens, slots)[:, 1:] * mask[..., None], mask)
+
+
+class GloriaAligner(Aligner):
+    """Linear projections of images, regions, reports and words into one space.
+
+    Args:
+        image: width of pooled image features.
+        region: width of the image's tokens.
+        text: width of the text's tokens.
+        embed_dim: width of the joint space.
+    """
+
+    def __init__(self, image: int, region: int, text: int, embed_dim: int) -> None:
+        super().__init__()
+        self.arguments = {"image": image, "region": region, "text": text, "embed_dim": embed_dim}
+        self.image, self.report = nn.Linear(image, embed_dim), nn.Linear(text, embed_dim)
+        self.region, self.word = nn.Linear(region, embed_dim, bias=False), nn.Linear(text, embed_dim, bias=False)
+
+    def embed_images(self, images: ImageFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors of images."""
+        return unit(self.image(images.pooled))
+
+    def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
+        """Unit vectors of reports: of the mean of their words."""
+        words = words_of(texts)
+        return unit(self.report(words.vectors.sum(1) / words.mask.sum(1, keepdim=True).clamp(min=1)))
+
+    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
+        """Cosine similarity of the global representations."""
+        return self.embed_images(images) @ self.embed_texts(texts).T
+
+    def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"]:
+        """Cosine similarity of a region with the mean of the words of its own report."""
+        words = words_of(texts)
+        mean = unit(unit(self.word(words.vectors)).sum(1))
+        return (unit(self.region(images.tokens)) @ mean[..., None]).squeeze(-1)
+
+
+class GLoRIA(VLPMethod):
+    """Global and local alignment of images and reports.
+
+    Args:
+        vision: the image encoder; its tokens are the regions.
+        text: the text encoder.
+        optimizer: see VLPMethod.
+        loss_weights: of `global` and `local` (both 1).
+        sharpness: temp1 of the authors' code, 1 / tau_1.
+        emphasis: temp2, 1 / tau_2.
+        temperature: tau_3, 1 / temp3.
+        embed_dim: width of the joint space (768).
+        warmup: see VLPMethod.
+        final_lr: see VLPMethod.
+        weight_decay: see VLPMethod.
+        variant: `paper`.
+    """
+
+    text: TextBackbone
+
+    def __init__(
+        self,
+        vision: VisionBackbone,
+        text: TextBackbone,
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
+        *,
+        loss_weights: Mapping[str, float],
+        sharpness: float = 4.0,
+        emphasis: float = 5.0,
+        temperature: float = 0.1,
+        embed_dim: int = 768,
+        warmup: float = 0.1,
+        final_lr: float = 0.0,
+        weight_decay: float = 0.05,
+        variant: str = "paper",
+    ) -> None:
+        super().__init__(
+            vision,
+            text,
+            optimizer,
+            loss_weights=loss_weights,
+            warmup=warmup,
+            final_lr=final_lr,
+            weight_decay=weight_decay,
+            variant=variant,
+        )
+        self.sharpness, self.emphasis, self.temperature = sharpness, emphasis, temperature
+        self.heads = GloriaAligner(vision.spec.pooled_dim, vision.spec.token_dim, text.width, embed_dim)
+
+    def aligner(self) -> GloriaAligner:
+        """The four projections."""
+        return self.heads
+
+    def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
+        """Both contrasts, each the sum of its directions, over the studies of all processes."""
+        image, text = self.vision(batch.frontal), self.text(batch.text)
+        v, t = self.heads.embed_images(image), self.heads.embed_texts(text)
+        self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
+        rank, world = rank_and_world()
+        first = rank * len(v)
+        of_images = info_nce(v, gather(t), self.temperature, first)
+        of_texts = info_nce(t, gather(v), self.temperature, first)
+        return {"global": of_images + of_texts, "local": self.local_terms(image, text, first, world)}
+
+    def local_terms(self, image: ImageFeatures, text: TextFeatures, first: int, world: int) -> Float[Tensor, ""]:
+        """The contrast of words with regions, both directions."""
+        words = words_of(text)
+        regions, vectors = self.heads.region(image.tokens), self.heads.word(words.vectors)
+
+        def scores(regions: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
+            return word_region_similarity(regions, vectors, mask, self.sharpness, self.emphasis)
+
+        if world == 1:
+            both = scores(regions, vectors, words.mask)
+            by_image, by_text = both, both.T
+        else:
+            by_image = scores(regions, gather_longest(vectors), gather_longest(words.mask))
+            by_text = scores(gather(regions), vectors, words.mask).T
+        return partner_loss(by_image, self.temperature, first) + partner_loss(by_text, self.temperature, first)
