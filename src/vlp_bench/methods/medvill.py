@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vlp_bench.distributed import all_reduce, gather, rank_and_world
+from vlp_bench.distributed import all_reduce, gather, gather_longest, rank_and_world
 from vlp_bench.encoders.joint import JointEncoder, sample_features
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -161,22 +161,18 @@ class MedViLL(VLPMethod):
     def pair(self, batch: StudyBatch, draws: Draws) -> Reports:
         """The own report or, for half of the images, that of a study of any process with other labels.
 
-        A report longer than all of this process is not taken: the sequence needs no wider padding for it.
-
         Raises:
             UserError: the data have no labels.
         """
         if batch.labels.shape[1] == 0:
             raise UserError("These data have no labels, by which negatives of image-report matching are drawn.")
-        length = batch.text.ids.shape[1]
-        missing = self.max_tokens - length
-        ids = gather(F.pad(batch.text.ids, (0, missing), value=self.text.tokenizer.pad))
-        real = gather(F.pad(batch.text.mask.long(), (0, missing))).bool()
+        real = gather_longest(batch.text.mask)
+        ids = gather_longest(batch.text.ids).masked_fill(~real, self.text.tokenizer.pad)
         own = torch.arange(len(batch), device=ids.device) + rank_and_world()[0] * len(batch)
-        allowed = label_sets_differ(batch.labels, gather(batch.labels)) & (real.sum(1) <= length)
+        differs = label_sets_differ(batch.labels, gather(batch.labels))
         swap = draws("swap", own.new_zeros(1))[:, 0] < 0.5
-        report, aligned = choose_reports(own, allowed, draws("report", gather(batch.study)), swap)
-        return Reports(ids[report, 1:length], real[report, 1:length], aligned)
+        report, aligned = choose_reports(own, differs, draws("report", gather(batch.study)), swap)
+        return Reports(ids[report, 1:], real[report, 1:], aligned)
 
     def hide(self, reports: Reports, draws: Draws) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
         """Word pieces as BERT sees them, and labels of those that are hidden; of pairs that match."""
