@@ -179,6 +179,18 @@ def test_official_variant_trains(here):
     assert not vlp_bench.load(only(here, "official/pretrain/*")).text.positions
 
 
+@pytest.mark.parametrize("variant", ["paper", "official"])
+def test_a_joint_encoder_trains_and_ranks_whole_pairs(here, variant):
+    shared = ["trainer=smoke", f"paths.output_root=joint-{variant}", "paths.cache=cache"]
+    assert run_cli("pretrain", "method=medvill", f"method.variant={variant}", "vision=tiny", *shared) == 0
+    run = only(here, f"joint-{variant}/pretrain/medvill-*")
+    assert set(vlp_bench.load(run).parts) == {"vision", "text", "joint"}
+    assert run_cli("evaluate", f"backbone={run}", "adaptation=probe_cached", *shared) == 0
+    assert run_cli("evaluate", f"backbone={run}", "task=retrieval", "adaptation=none", *shared) == 0
+    scores = pd.read_parquet(only(here, f"joint-{variant}/evaluate/retrieval-*/predictions.parquet"))
+    assert scores["score_own_report"].nunique() == len(scores) > 1
+
+
 def test_a_vision_transformer_trains(here):
     shared = ["trainer=smoke", "paths.output_root=vit", "paths.cache=cache", "vision=vit_ti16"]
     assert run_cli("pretrain", *shared, "+vision.architecture.depth=2") == 0

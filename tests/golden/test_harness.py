@@ -72,3 +72,14 @@ def test_json_is_read_like_npz(tmp_path):
     (tmp_path / "some_stem_b.json").write_text('{"out_x": [1, 2], "meta_json": {"n": 1}}')
     vector = harness.load(tmp_path / "some_stem_b.json")
     assert (vector.stem, vector.letter, vector.meta["n"], vector["out_x"].tolist()) == ("some_stem", "b", 1, [1, 2])
+
+
+def test_a_list_is_one_array_and_an_adapter_says_what_is_compared(tmp_path):
+    (tmp_path / "some_stem_b.json").write_text('[{"seed": 1, "drawn": [2]}, {"seed": 2, "drawn": []}]')
+    vector = harness.load(tmp_path / "some_stem_b.json")
+    cases = vector["cases"].tolist()
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        harness.compare(vector, {"cases": cases}, harness.default_tolerance)
+    assert harness.compare(vector, {"cases": cases}, harness.default_tolerance, ("cases",)) == (1, 0.0)
+    with pytest.raises(AssertionError, match="not equal"):
+        harness.compare(vector, {"cases": [cases[0], cases[1] | {"drawn": [3]}]}, harness.default_tolerance, ("cases",))
