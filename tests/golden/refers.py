@@ -2,7 +2,6 @@
 
 import re
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from vlp_bench.methods.refers import REFERS
 from vlp_bench.methods.refers_official import PatchGates, REFERSOfficial
 from vlp_bench.optim import look_ahead, multiplier
 from vlp_bench.tasks.classification import masked_loss
-from vlp_bench.types import ImageFeatures, TextFeatures, Tokens
+from vlp_bench.types import Tokens
 
 PENDING["refers/caption_text"] = "swaps and SentencePieces of the authors' pipeline; reports come from the data module"
 
@@ -357,7 +356,7 @@ def vit_tiny(file: Vector) -> Results:
     assert trunk.norm.eps == float(file["par_layer_norm_eps"])
     seen: list[Tensor] = []
     trunk.blocks[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    features: ImageFeatures = backbone(image)
+    features = backbone(image)
     head = nn.Linear(width, file["w.head.bias"].shape[0]).to(image.dtype)
     head.load_state_dict(weights(file, "head."))
     logits = head(features.pooled)
@@ -365,8 +364,9 @@ def vit_tiny(file: Vector) -> Results:
     loss.backward()
 
     def gradient(name: str) -> Tensor:
-        own: Callable[[str], Tensor] = lambda n: dict(head.named_parameters())[n].grad  # noqa: E731
-        return own(name[5:]) if name.startswith("head.") else timm_gradient(trunk, name.removeprefix("transformer."))
+        if name.startswith("head."):
+            return dict(head.named_parameters())[name.removeprefix("head.")].grad
+        return timm_gradient(trunk, name.removeprefix("transformer."))
 
     return {
         "out_embeddings": seen[0],

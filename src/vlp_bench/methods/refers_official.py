@@ -40,12 +40,12 @@ class GatedStudyAligner(StudyAligner):
         """Those of the views side by side."""
         return pooled.flatten(1)
 
-    def memory(self, pooled: Float[Tensor, "B V D"], tokens: Float[Tensor, "B V P D"]) -> Float[Tensor, "B M D"]:
+    def memory(self, pooled: Float[Tensor, "B V D"], tokens: Float[Tensor, "B V P Dt"]) -> Float[Tensor, "B M Dt"]:
         """Gated patches of all views."""
         tokens = self.recur(pooled, tokens)
         return (tokens if self.fusion is None else self.fusion(tokens)[..., None] * tokens).flatten(1, 2)
 
-    def recur(self, pooled: Float[Tensor, "B V D"], tokens: Float[Tensor, "B V P D"]) -> Float[Tensor, "B V P D"]:
+    def recur(self, pooled: Float[Tensor, "B V D"], tokens: Float[Tensor, "B V P Dt"]) -> Float[Tensor, "B V P Dt"]:
         """The pooled feature of a view added to each of its patches."""
         return tokens + pooled[:, :, None] if self.recurrent else tokens
 
