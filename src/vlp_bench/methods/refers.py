@@ -5,9 +5,9 @@ One vision transformer encodes the views of a study, which are fused and supervi
     report generation   a decoder writes the report from the fused patches: L = -sum_t log p(c_t | c_<t, study)
     consistency         the fused feature v of a study finds its report's feature t over the batch: cos(v, t) / tau
 
-`variant=paper` follows the paper; where it is silent (size of the decoder and of the fusion network, temperature, the
-head of the report's feature) it takes the value of the authors' code, or says so where the value is ours.
-`variant=official` does what that code does. Every difference:
+`variant=paper` follows the paper; where it is silent (size of the decoder, temperature, head of the report's feature)
+it takes the value of the authors' code. The width of the fusion network is ours, as that code has none.
+`variant=official` does what the code does. Every difference:
 
     |                          | paper                              | official                                  |
     |--------------------------|------------------------------------|-------------------------------------------|
@@ -31,9 +31,9 @@ head of the report's feature) it takes the value of the authors' code, or says s
     that is repeated.
     In the presets, not here: rate, batch, steps, clipping, image weights, ReLU, dropout of the image encoder.
     Alike by another name: a position that is concatenated to a patch before a linear layer is one that is added.
-    Not here: crops of 5 to 100 % of the image, colour and rotation; mirroring of single views while the report follows
-    the first, and of parts of words ("bright"); a vocabulary of its own for the decoder (10,000 SentencePieces; here
-    the text encoder's) and its loss of the last token of long reports; the pre-trained pooler of BERT.
+    Not here: rotation, brightness and contrast of the paper; of the code, crops of 5 to 100 %, colour, mirroring of
+    single views while the report follows the first, words mirrored in part ("bright"), a vocabulary of the decoder's
+    own (10,000 SentencePieces; here the text encoder's), long reports that lose their end, BERT's pre-trained pooler.
 
 Options that the paper ablates (table 3): `vision=resnet101`, `recurrent`, `fusion`, `loss_weights`.
 """
