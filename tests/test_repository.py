@@ -21,7 +21,8 @@ def test_no_image_no_table_no_large_file(tracked):
     assert len(tracked) > 100
     for path in tracked:
         assert path.suffix not in (".jpg", ".jpeg", ".dcm", ".gz", ".tgz", ".csv", ".parquet", ".arrow", ".ckpt"), path
-        assert path.stat().st_size < 600_000, path
+        # recorded numbers do not compress
+        assert path.stat().st_size < (1_500_000 if "vectors" in path.parts else 600_000), path
 
 
 def test_no_registry_and_no_path_of_a_machine(tracked):

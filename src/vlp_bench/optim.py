@@ -2,23 +2,33 @@
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
+import torch
 from torch import nn
 
+from vlp_bench.errors import UserError
 
-def multiplier(step: int, total: int, warmup: int, final: float = 0.0) -> float:
-    """Factor on the learning rate at an optimiser step: linear warm-up, then half a cosine.
+
+def multiplier(step: int, total: int, warmup: int, final: float = 0.0, schedule: str = "cosine") -> float:
+    """Factor on the learning rate at an optimiser step: linear warm-up, then half a cosine or a straight line.
 
     From `final` to 1 over `warmup` steps, back to `final` at `total`; after that the cycle begins anew, as in the
     scheduler that MGCA uses (supplement A.3).
 
     >>> [round(multiplier(i, 10, 4), 3) for i in (0, 2, 4, 7, 10)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
+
+    Raises:
+        UserError: another schedule than `cosine` and `linear`.
     """
+    if schedule not in ("cosine", "linear"):
+        raise UserError(f"method.schedule={schedule}: expected cosine or linear.")
     step %= max(total, 1)
     if step < warmup:
         return final + (1 - final) * step / warmup
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+    done = (step - warmup) / max(total - warmup, 1)
+    return final + (1 - final) * (1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, decay_all: bool = False) -> list[dict]:
@@ -34,3 +44,29 @@ def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, decay_al
     vectors = [p for p in parameters if p.ndim <= 1 and not decay_all]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [g for g in groups if g["params"]]
+
+
+def look_ahead(optimizer: torch.optim.Optimizer, k: int = 5, alpha: float = 0.5) -> torch.optim.Optimizer:
+    """Pull the weights back to a slow copy of them after every k-th step (Zhang et al., NeurIPS 2019).
+
+    Args:
+        optimizer: takes the steps; it keeps the slow weights, which start at the present ones, in its own state.
+        k: steps between two visits of the slow weights.
+        alpha: how far the slow weights move towards the fast ones, which then go on from there.
+    """
+    for group in optimizer.param_groups:
+        group["steps"] = 0
+        for p in group["params"]:
+            optimizer.state[p]["slow"] = p.detach().clone()
+
+    @torch.no_grad()
+    def visit(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            group["steps"] += 1
+            if group["steps"] % k == 0:
+                slow = [optimizer.state[p]["slow"] for p in group["params"]]
+                torch._foreach_lerp_(slow, group["params"], alpha)
+                torch._foreach_copy_(group["params"], slow)
+
+    optimizer.register_step_post_hook(visit)
+    return optimizer

@@ -82,6 +82,24 @@ def test_the_order_of_studies_and_padding_change_nothing(name):
 
 
 @every_method
+def test_a_masked_view_equals_one_that_is_not_there(name):
+    method, batch = build(name, VISION)
+    n = len(batch)
+    noise = torch.randint(0, 256, (n, 1, *batch.image.shape[2:]), dtype=torch.uint8)
+    absent = torch.zeros(n, 1, dtype=torch.bool)
+    more = dataclasses.replace(
+        batch,
+        image=torch.cat([batch.image, noise], 1),
+        view_mask=torch.cat([batch.view_mask, absent], 1),
+        flipped=torch.cat([batch.flipped, absent], 1),
+    )
+    with torch.no_grad():
+        expected, _ = step(method, batch)
+        for term, value in step(method, more)[0].items():
+            torch.testing.assert_close(value, expected[term], msg=term)
+
+
+@every_method
 def test_two_steps_with_one_seed_are_equal(name):
     ends = []
     for _ in range(2):

@@ -27,6 +27,7 @@ class VLPMethod(LightningModule, ABC):
         warmup: share of all steps over which the learning rate rises.
         final_lr: where it ends, as a share of its peak.
         weight_decay: of matrices (of everything with `decay_all`).
+        schedule: `cosine` or `linear`: how the learning rate falls.
         loss_weights: factor of each term that `losses` returns; the names must agree.
         variant: `paper`, or `official` for a method that says in `official` which class does what the authors' code
             does.
@@ -59,12 +60,13 @@ class VLPMethod(LightningModule, ABC):
         final_lr: float = 0.0,
         weight_decay: float = 0.05,
         decay_all: bool = False,
+        schedule: str = "cosine",
         variant: str = "paper",
     ) -> None:
         super().__init__()
         self.vision, self.text = vision, text
         self.optimizer, self.warmup, self.final_lr = optimizer, warmup, final_lr
-        self.weight_decay, self.decay_all = weight_decay, decay_all
+        self.weight_decay, self.decay_all, self.schedule = weight_decay, decay_all, schedule
         self.loss_weights = dict(loss_weights)
         self.variant = variant
 
@@ -121,14 +123,21 @@ class VLPMethod(LightningModule, ABC):
         total = self._trainer.estimated_stepping_batches if self._trainer else 0
         return min(self.global_step / total, 1.0) if total else 0.0
 
+    def parameter_groups(self) -> list[dict]:
+        """What the optimiser is made of; `lr_scale` in a group is a factor on its learning rate."""
+        return parameter_groups([self], self.weight_decay, self.decay_all)
+
     def configure_optimizers(self) -> Any:
-        """The optimiser over decayed and undecayed parameters, with warm-up and cosine by step."""
+        """The optimiser over the parameter groups, with warm-up and decay by step."""
         if self.optimizer is None:
             raise UserError("This method was built without an optimizer and cannot be trained.")
-        optimizer = self.optimizer(parameter_groups([self], self.weight_decay, self.decay_all))
+        optimizer = self.optimizer(self.parameter_groups())
+        for group in optimizer.param_groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
+        warmup = round(self.warmup * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: multiplier(min(step, total - 1), total, round(self.warmup * total), self.final_lr)
+            optimizer, lambda step: multiplier(min(step, total - 1), total, warmup, self.final_lr, self.schedule)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
