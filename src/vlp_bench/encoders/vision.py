@@ -1,5 +1,6 @@
 """One vision backbone for every ResNet, DenseNet, EfficientNet and ViT that timm knows."""
 
+import dataclasses
 from difflib import get_close_matches
 from typing import Any
 
@@ -108,6 +109,23 @@ class VisionBackbone(nn.Module):
         if weights not in ("none", "pretrained"):
             load_exactly(trunk, timm_efficientnet_keys(read_state_dict(weights), trunk), weights, drop=HEADS)
         return trunk
+
+    def use_last_map(self) -> None:
+        """Take a CNN's tokens from its last feature map, whatever `token_stride` said; a ViT has but one grid."""
+        if not self.is_vit:
+            self.token_stage = len(self.spec.pyramid_strides) - 1
+            self.arguments |= {"token_stride": self.spec.pyramid_strides[-1]}
+            self.spec = dataclasses.replace(self.spec, token_dim=self.spec.pyramid_channels[-1])
+
+    @torch.no_grad()
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+        training = self.training
+        size = self.spec.image_size
+        image = self.mean.new_zeros((1, 1, size, size))
+        found = self.eval()(image).grid
+        self.train(training)
+        return found
 
     def normalise(self, image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """uint8 grey levels to the network's input; floats are taken as normalised already."""

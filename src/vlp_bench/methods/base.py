@@ -121,14 +121,18 @@ class VLPMethod(LightningModule, ABC):
         total = self._trainer.estimated_stepping_batches if self._trainer else 0
         return min(self.global_step / total, 1.0) if total else 0.0
 
+    def lr_factor(self, step: int, total: int) -> float:
+        """Factor on the learning rate at an optimiser step: warm-up, then a cosine, unless overridden."""
+        return multiplier(step, total, round(self.warmup * total), self.final_lr)
+
     def configure_optimizers(self) -> Any:
-        """The optimiser over decayed and undecayed parameters, with warm-up and cosine by step."""
+        """The optimiser over decayed and undecayed parameters, with `lr_factor` by step."""
         if self.optimizer is None:
             raise UserError("This method was built without an optimizer and cannot be trained.")
         optimizer = self.optimizer(parameter_groups([self], self.weight_decay, self.decay_all))
         total = max(int(self.trainer.estimated_stepping_batches), 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: multiplier(min(step, total - 1), total, round(self.warmup * total), self.final_lr)
+            optimizer, lambda step: self.lr_factor(min(step, total - 1), total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
