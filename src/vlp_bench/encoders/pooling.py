@@ -58,8 +58,8 @@ class SentencePool(nn.Module):
     """Vectors of the sentences from those of their pieces.
 
     Args:
-        kind: `attention` weighs pieces by the softmax, within a sentence, of the product of each one's query with its
-            own key (PRIOR's self-attention pooling); `mean` weighs them alike.
+        kind: `attention` weighs pieces by the softmax, within a sentence, of the products of each one's query with the
+            keys of all (PRIOR's self-attention pooling); `mean` weighs them alike.
         width: D.
 
     Raises:
@@ -81,7 +81,8 @@ class SentencePool(nn.Module):
         inside = slots[:, None] == torch.arange(limit, device=slots.device)[:, None]
         share = inside / inside.sum(-1, keepdim=True).clamp(min=1)
         if self.kind == "attention":
-            score = (self.query(x) * self.key(x)).sum(-1)[:, None]
+            keys = inside.to(x.dtype) @ self.key(x)
+            score = keys @ self.query(x).transpose(1, 2)
             # Not -inf: an empty sentence would be nan, which no zero takes away.
             share = score.masked_fill(~inside, torch.finfo(score.dtype).min).softmax(-1) * inside
         return share.to(x.dtype) @ x, inside.any(-1)

@@ -62,6 +62,9 @@ from vlp_bench.methods.base import VLPMethod
 from vlp_bench.optim import warmup_cosine
 from vlp_bench.types import StudyBatch
 
+#: one a stage
+Numbers = Sequence[int | float]
+
 
 def anneal(decay: str, start: float, end: float, done: float) -> float:
     """Temperature of the Gumbel-softmax when `done` (0 to 1) of its stages is over.
@@ -89,9 +92,7 @@ class Stages:
         UserError: not three of each.
     """
 
-    def __init__(
-        self, lengths: Sequence[float], warmup: Sequence[float], lr: Sequence[float], start_lr: Sequence[float]
-    ) -> None:
+    def __init__(self, lengths: Numbers, warmup: Numbers, lr: Numbers, start_lr: Numbers) -> None:
         for key, values in {"lengths": lengths, "warmup": warmup, "lr": lr, "start_lr": start_lr}.items():
             if len(values) != 3:
                 raise UserError(f"method.stages.{key}={list(values)}: give three numbers, one a stage.")
@@ -164,7 +165,7 @@ class PRIOR(VLPMethod):
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
         loss_weights: Mapping[str, Mapping[str, float]],
-        stages: Mapping[str, Sequence[float]],
+        stages: Mapping[str, Numbers],
         stage: int | None = None,
         temperatures: Mapping[str, float],
         gumbel: Mapping[str, Any],
