@@ -189,10 +189,7 @@ def method(width: int, prototypes: int, queries: int, **changed: object) -> PRIO
         "queries": queries,
         "sentence_pool": "mean",
         "image_mask": 0.0,
-        "decoder_layers": 1,
-        "decoder_heads": 1,
-        "decoder_hidden": 8,
-        "decoder_dropout": 0.0,
+        "decoder": {"layers": 1, "heads": 1, "hidden": 8, "dropout": 0.0},
         "variant": "official",
     }
     made = PRIOROfficial(VisionBackbone("test_resnet", image_size=224), text, **(arguments | changed))
@@ -452,9 +449,12 @@ def stage_steps(file: Vector) -> Results:
         meta["num_queries"],
         text_dim=tokens.shape[2],
         heads=meta["global_pool_heads"],
-        decoder_layers=meta["decoder_layers"],
-        decoder_heads=meta["decoder_heads"],
-        decoder_hidden=weights["sentence_decoder.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        decoder={
+            "layers": meta["decoder_layers"],
+            "heads": meta["decoder_heads"],
+            "hidden": len(weights["sentence_decoder.encoder.layer.0.intermediate.dense.weight"]),
+            "dropout": 0.0,
+        },
     )
     prior.heads.image, prior.heads.patch = (nn.Linear(pooled.shape[1], width) for _ in range(2))
     load(prior, weights, meta["num_queries"])

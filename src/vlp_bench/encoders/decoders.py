@@ -1,5 +1,6 @@
 """What draws an image and writes sentences from embeddings (PRIOR's cross-modality conditional reconstruction)."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -23,7 +24,7 @@ class ImageDecoder(nn.Module):
         norm_last: batch norm after the ReLU (the paper) instead of before it.
     """
 
-    def __init__(self, width: int, grid: tuple[int, int], image_size: int, norm_last: bool) -> None:
+    def __init__(self, width: int, grid: Sequence[int], image_size: int, norm_last: bool) -> None:
         super().__init__()
         self.arguments = {"width": width, "grid": list(grid), "image_size": image_size, "norm_last": norm_last}
         count = max(1, (image_size // max(grid)).bit_length() - 1)
@@ -73,7 +74,7 @@ class SentenceDecoder(nn.Module):
     ) -> None:
         super().__init__()
         if width % heads:
-            raise UserError(f"method.decoder_heads={heads} does not divide method.embed_dim={width}.")
+            raise UserError(f"method.decoder.heads={heads} does not divide method.embed_dim={width}.")
         self.arguments = {
             "width": width,
             "queries": queries,

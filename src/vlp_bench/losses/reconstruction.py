@@ -3,6 +3,7 @@
 Q slots of a report, K prototypes, D the width. Masks are True on real sentences.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -16,8 +17,9 @@ from vlp_bench.losses.precision import full_precision
 @full_precision
 def assign(generated: Float[Tensor, "B Q D"], targets: Float[Tensor, "B Q D"]) -> Int[Tensor, "B Q"]:
     """For each vector generated the target of its own, so that the sum of the L1 distances is least (Hungarian)."""
-    cost = torch.cdist(generated, targets, p=1).cpu().numpy()
-    return torch.tensor([linear_sum_assignment(c)[1].tolist() for c in cost]).reshape(cost.shape[:2]).to(targets.device)
+    # The solver refuses what is not finite; the loss that follows shall be what says so.
+    cost = torch.cdist(generated, targets, p=1).nan_to_num().cpu().numpy()
+    return torch.from_numpy(np.stack([linear_sum_assignment(c)[1] for c in cost])).to(targets.device)
 
 
 def pick(x: Float[Tensor, "B Q D"], order: Int[Tensor, "B Q"]) -> Float[Tensor, "B Q D"]:

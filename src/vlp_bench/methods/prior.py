@@ -127,6 +127,7 @@ class PRIOR(VLPMethod):
         stage: 1, 2 or 3 to stay in that stage; None goes through all of them.
         temperatures: of the contrasts of `reports` and `sentences` (at the start, where they are learned).
         gumbel: `decay` (fixed, linear or exponential), `start` and `end` of the temperature tau of the SPB.
+        decoder: `layers`, `heads`, `hidden` and `dropout` of the sentence decoder.
         embed_dim: D, width of the joint spaces.
         heads: of the attention that pools patches and sentences.
         prototypes: K.
@@ -134,10 +135,6 @@ class PRIOR(VLPMethod):
         sentence_pool: `attention` or `mean` over the pieces of a sentence.
         attention: `sigmoid` or `softmax`, of the LAM.
         image_mask: share of the image that its reconstruction does not see.
-        decoder_layers: of the sentence decoder.
-        decoder_heads: of the sentence decoder.
-        decoder_hidden: width inside its feed-forward parts.
-        decoder_dropout: of the sentence decoder.
         weight_decay: see VLPMethod.
         decay_all: see VLPMethod.
         variant: `paper` or `official`; the table above says what differs.
@@ -169,6 +166,7 @@ class PRIOR(VLPMethod):
         stage: int | None = None,
         temperatures: Mapping[str, float],
         gumbel: Mapping[str, Any],
+        decoder: Mapping[str, Any],
         embed_dim: int = 768,
         heads: int = 8,
         prototypes: int = 512,
@@ -176,10 +174,6 @@ class PRIOR(VLPMethod):
         sentence_pool: str = "attention",
         attention: str = "sigmoid",
         image_mask: float = 0.5,
-        decoder_layers: int = 6,
-        decoder_heads: int = 12,
-        decoder_hidden: int = 3072,
-        decoder_dropout: float = 0.1,
         weight_decay: float = 1e-6,
         decay_all: bool = True,
         variant: str = "paper",
@@ -193,16 +187,8 @@ class PRIOR(VLPMethod):
             decay_all=decay_all,
             variant=variant,
         )
-        if stage not in (None, 1, 2, 3):
-            raise UserError(f"method.stage={stage}: expected null (all in turn), 1, 2 or 3.")
-        if gumbel["decay"] not in ("fixed", "linear", "exponential"):
-            raise UserError(f"method.gumbel.decay={gumbel['decay']}: expected fixed, linear or exponential.")
         vision.use_last_map()
-        if vision.spec.pooled_dim != vision.spec.token_dim:
-            raise UserError(
-                f"method=prior needs patches as wide as the pooled feature; those of vision.name={vision.spec.name} "
-                f"have {vision.spec.token_dim} and {vision.spec.pooled_dim}. Use a ResNet, a DenseNet or a ViT."
-            )
+        _check(vision, stage, gumbel["decay"])
         self.stage_weights, self.stages, self.stage = dict(loss_weights), Stages(**stages), stage
         self.gumbel, self.queries, self.image_mask = dict(gumbel), queries, image_mask
         self.grid = vision.grid()
@@ -224,9 +210,7 @@ class PRIOR(VLPMethod):
             linear(embed_dim, embed_dim // 2), nn.ReLU(), nn.Linear(embed_dim // 2, embed_dim)
         )
         self.image_decoder = ImageDecoder(embed_dim, self.grid, vision.spec.image_size, self.norm_last)
-        self.sentence_decoder = SentenceDecoder(
-            embed_dim, queries, decoder_layers, decoder_heads, decoder_hidden, decoder_dropout, self.causal
-        )
+        self.sentence_decoder = SentenceDecoder(embed_dim, queries, **decoder, causal=self.causal)
 
     def aligner(self) -> SentenceAligner:
         """Projections, poolings, prototypes and cross-attention."""
@@ -250,7 +234,7 @@ class PRIOR(VLPMethod):
         return anneal(self.gumbel["decay"], self.gumbel["start"], self.gumbel["end"], done)
 
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
-        """The terms of the stage; section 6 of the module's table of stages says which."""
+        """The terms of the stage: those that `loss_weights` names for it."""
         stage = self.current_stage()
         image, text = self.vision(batch.frontal), self.text(batch.text)
         v, patches = self.heads.embed_images(image), self.heads.embed_patches(image)
@@ -369,3 +353,15 @@ class PRIOR(VLPMethod):
         if self.stage is None and self.stages.at(before) < self.stages.at(self.progress):
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
+
+
+def _check(vision: VisionBackbone, stage: int | None, decay: str) -> None:
+    if stage not in (None, 1, 2, 3):
+        raise UserError(f"method.stage={stage}: expected null (all in turn), 1, 2 or 3.")
+    if decay not in ("fixed", "linear", "exponential"):
+        raise UserError(f"method.gumbel.decay={decay}: expected fixed, linear or exponential.")
+    if vision.spec.pooled_dim != vision.spec.token_dim:
+        raise UserError(
+            f"method=prior needs patches as wide as the pooled feature; those of vision.name={vision.spec.name} "
+            f"have {vision.spec.token_dim} and {vision.spec.pooled_dim}. Use a ResNet, a DenseNet or a ViT."
+        )
