@@ -481,7 +481,7 @@ def stage_steps(file: Vector) -> Results:
 
 
 def one_stage(file: Vector, prior: PRIOROfficial, number: int, batch: StudyBatch) -> dict[str, object]:
-    sentences = batch.text.sentence.amax(1, keepdim=True)
+    sentences = sentence_slots(batch.text).amax(1, keepdim=True) + 1
     draws = iter([file.tensor(n) for n in numbered(file, rf"^in_stage{number}_gumbel_draw(\d+)")])
 
     def recorded(like: Tensor) -> Tensor:

@@ -259,6 +259,13 @@ def test_a_report_of_one_sentence_has_nothing_to_tell_it_from():
     assert float(method.losses(make_batch(method, [["no effusion"], ["heart normal"]]))["local_text"].detach()) == 0
 
 
+def test_processes_are_told_that_parameters_wait_for_their_stage():
+    method = build()
+    method.trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_progress_bar=False)
+    method.setup("fit")
+    assert method.trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
+
+
 # What the variants do differently
 
 
