@@ -313,8 +313,9 @@ def test_projections_temperatures_and_prototypes():
         assert method.heads.log_scale.requires_grad == method.sentence_log_scale.requires_grad == learned
         assert method.heads.log_scale.item() == pytest.approx(math.log(10))
         assert method.sentence_log_scale.item() == pytest.approx(math.log(20))
-    torch.testing.assert_close(paper.heads.bank.vectors.abs().sum(1), torch.ones(6))
-    big = build(variant="official", prototypes=2000)
+    normalised = build(normalised_prototypes=True)
+    torch.testing.assert_close(normalised.heads.bank.vectors.abs().sum(1), torch.ones(6))
+    big = build(prototypes=2000)
     assert big.heads.bank.vectors.std().item() == pytest.approx(1, abs=0.02)
 
 

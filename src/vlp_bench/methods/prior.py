@@ -22,7 +22,6 @@ Every difference:
     | patches              | cells of the last map                | rows of its raw memory, channels and space mixed  |
     | projections          | four heads of two layers             | three linear layers, none for the whole report    |
     | temperatures         | constant                             | learned                                           |
-    | prototypes at start  | Gaussian over their L1 norm          | Gaussian                                          |
     | image that is masked | half of the cells                    | half of the channels                              |
     | upsampling block     | convolution, ReLU, batch norm        | convolution, batch norm, ReLU                     |
     | sentence decoder     | every query sees every other         | a query sees those before it                      |
@@ -30,7 +29,8 @@ Every difference:
     | mean over sentences  | of all processes                     | of one process                                    |
 
 In the presets, not here: pooling of pieces by attention or mean, layers of the decoder, the schedule of the Gumbel
-temperature, lengths and learning rates of the stages. Both: no noise outside of training (the code draws it then, too).
+temperature, the L1 norm of the first prototypes, lengths and learning rates of the stages.
+Both: no noise outside of training (the code draws it then, too).
 
 The supplement ablates `attention` (table 3).
 """
@@ -131,6 +131,8 @@ class PRIOR(VLPMethod):
         embed_dim: D, width of the joint spaces.
         heads: of the attention that pools patches and sentences.
         prototypes: K.
+        normalised_prototypes: start from Gaussian vectors over their L1 norm (supplement), not from Gaussian ones (code).
+            They are so short that their mixtures are alike, and synthetic sentences soon became so too.
         queries: Q, most sentences of a report that are generated.
         sentence_pool: `attention` or `mean` over the pieces of a sentence.
         attention: `sigmoid` or `softmax`, of the LAM.
@@ -148,7 +150,6 @@ class PRIOR(VLPMethod):
     aligner_style: ClassVar[Mapping[str, bool]] = {
         "learned_temperature": False,
         "mlp": True,
-        "normalised_prototypes": True,
         "raw_patches": False,
     }
     norm_last: ClassVar[bool] = True
@@ -170,6 +171,7 @@ class PRIOR(VLPMethod):
         embed_dim: int = 768,
         heads: int = 8,
         prototypes: int = 512,
+        normalised_prototypes: bool = False,
         queries: int = 16,
         sentence_pool: str = "attention",
         attention: str = "sigmoid",
@@ -202,6 +204,7 @@ class PRIOR(VLPMethod):
             sentence_pool,
             attention,
             temperatures["reports"],
+            normalised_prototypes=normalised_prototypes,
             **self.aligner_style,
         )
         learned = self.aligner_style["learned_temperature"]

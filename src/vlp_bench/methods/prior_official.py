@@ -16,7 +16,6 @@ class PRIOROfficial(PRIOR):
     aligner_style: ClassVar[Mapping[str, bool]] = {
         "learned_temperature": True,
         "mlp": False,
-        "normalised_prototypes": False,
         "raw_patches": True,
     }
     norm_last = False
