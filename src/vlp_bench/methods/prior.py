@@ -131,8 +131,8 @@ class PRIOR(VLPMethod):
         embed_dim: D, width of the joint spaces.
         heads: of the attention that pools patches and sentences.
         prototypes: K.
-        normalised_prototypes: start from Gaussian vectors over their L1 norm (supplement), not from Gaussian ones (code).
-            They are so short that their mixtures are alike, and synthetic sentences soon became so too.
+        normalised_prototypes: start from Gaussian vectors over their L1 norm (supplement), not from Gaussian ones
+            (code). They are so short that their mixtures are alike, and synthetic sentences soon became so too.
         queries: Q, most sentences of a report that are generated.
         sentence_pool: `attention` or `mean` over the pieces of a sentence.
         attention: `sigmoid` or `softmax`, of the LAM.
