@@ -49,6 +49,20 @@ def test_features_have_the_shapes_that_the_spec_says(name):
         assert found.saliency is None
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_last_map_can_be_asked_for_and_the_grid_is_known_beforehand(name):
+    backbone = VisionBackbone(name, 64, **FAMILIES[name])
+    backbone.set_token_stride(backbone.spec.pyramid_strides[-1])
+    grid = backbone.grid()
+    assert backbone.training
+    with torch.no_grad():
+        found = VisionBackbone(**backbone.arguments).eval()(images(), pyramid=True)
+    assert found.grid == grid
+    assert found.tokens.shape == (2, grid[0] * grid[1], backbone.spec.token_dim)
+    if not backbone.is_vit:
+        torch.testing.assert_close(found.tokens, found.pyramid[-1].flatten(2).transpose(1, 2))
+
+
 def test_grey_levels_are_normalised_by_the_backbone():
     backbone = VisionBackbone("test_resnet", 64, mean=0.4, std=[0.2, 0.3, 0.5]).eval()
     grey = images()

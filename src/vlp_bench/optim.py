@@ -31,6 +31,19 @@ def multiplier(step: int, total: int, warmup: int, final: float = 0.0, schedule:
     return final + (1 - final) * (1 - done if schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done)))
 
 
+def warmup_cosine(step: int, length: int, warmup: int, start: float = 0.0, final: float = 0.0) -> float:
+    """Factor on the learning rate of one stage of `length` steps: `start` to 1 in `warmup` steps, then half a cosine.
+
+    The last of the warm-up's steps and the one after it are both at 1, as in lightning-bolts.
+
+    >>> [round(warmup_cosine(i, 10, 4, 0.1), 3) for i in (0, 1, 3, 4, 7, 10)]
+    [0.1, 0.4, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return start + (1 - start) * step / max(warmup - 1, 1)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(length - warmup, 1)))
+
+
 def parameter_groups(modules: Iterable[nn.Module], weight_decay: float, decay_all: bool = False) -> list[dict]:
     """Two groups of the trainable parameters: decayed matrices, and the biases and norms that are not.
 

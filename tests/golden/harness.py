@@ -1,6 +1,6 @@
 """Compares what the project computes with what the authors' code computed, array by array.
 
-A vector file holds inputs (`in_*`), weights (`w__*`) and what must come out (`out_*`, `after_*`, `grad_*`). An adapter
+A vector file holds inputs (`in_*`), weights (`w__*`) and what must come out (`out*`, `after_*`, `grad_*`). An adapter
 feeds the first two to the project's own functions and returns the last three by name. Arrays that the adapter does not
 return, or returns under another name, fail; so does a file that no adapter and no pending entry covers. A file that
 names what must come out otherwise has an adapter that says which names those are; a list is one array, `cases`.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).parent
-COMPARED = ("out_", "after_", "grad_")
+COMPARED = ("out", "after_", "grad_")
 
 
 @dataclass(frozen=True)

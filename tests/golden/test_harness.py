@@ -68,6 +68,13 @@ def test_an_unknown_stem_fails(tmp_path):
         harness.check(tmp_path / "method" / "unheard_of_a.npz")
 
 
+def test_a_result_may_be_called_just_out():
+    vector = harness.Vector("method", "stem", "a", {"in_x": np.ones(1), "out": np.ones(2)})
+    assert harness.compare(vector, {"out": np.ones(2)}, harness.default_tolerance) == (1, 0.0)
+    with pytest.raises(AssertionError, match=r"uncompared.*out"):
+        harness.compare(vector, {}, harness.default_tolerance)
+
+
 def test_json_is_read_like_npz(tmp_path):
     (tmp_path / "some_stem_b.json").write_text('{"out_x": [1, 2], "meta_json": {"n": 1}}')
     vector = harness.load(tmp_path / "some_stem_b.json")

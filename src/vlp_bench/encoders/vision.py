@@ -124,6 +124,16 @@ class VisionBackbone(nn.Module):
             load_exactly(trunk, timm_efficientnet_keys(read_state_dict(weights), trunk), weights, drop=HEADS)
         return trunk
 
+    @torch.no_grad()
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens."""
+        training = self.training
+        size = self.spec.image_size
+        image = self.mean.new_zeros((1, 1, size, size))
+        found = self.eval()(image).grid
+        self.train(training)
+        return found
+
     def normalise(self, image: Float[Tensor, "B C H W"] | UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B _ H W"]:
         """uint8 grey levels to the network's input; floats are taken as normalised already."""
         if image.dtype == torch.uint8:

@@ -127,17 +127,20 @@ class VLPMethod(LightningModule, ABC):
         """What the optimiser is made of; `lr_scale` in a group is a factor on its learning rate."""
         return parameter_groups([self], self.weight_decay, self.decay_all)
 
+    def lr_factor(self, step: int, total: int) -> float:
+        """Factor on the learning rate at an optimiser step: warm-up, then `schedule`, unless overridden."""
+        return multiplier(step, total, round(self.warmup * total), self.final_lr, self.schedule)
+
     def configure_optimizers(self) -> Any:
-        """The optimiser over the parameter groups, with warm-up and decay by step."""
+        """The optimiser over the parameter groups, with `lr_factor` by step."""
         if self.optimizer is None:
             raise UserError("This method was built without an optimizer and cannot be trained.")
         optimizer = self.optimizer(self.parameter_groups())
         for group in optimizer.param_groups:
             group["lr"] *= group.get("lr_scale", 1.0)
         total = max(int(self.trainer.estimated_stepping_batches), 1)
-        warmup = round(self.warmup * total)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: multiplier(min(step, total - 1), total, warmup, self.final_lr, self.schedule)
+            optimizer, lambda step: self.lr_factor(min(step, total - 1), total)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

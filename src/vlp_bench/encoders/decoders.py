@@ -1,0 +1,109 @@
+"""What draws an image and writes sentences from embeddings (PRIOR's cross-modality conditional reconstruction)."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from vlp_bench.errors import UserError
+
+
+class ImageDecoder(nn.Module):
+    """A grey image from a map of patches and a map of what they gathered from the report.
+
+    Each block doubles the side by nearest neighbours, then convolves twice, 3 x 3; channels halve from block to block.
+    From 2 x 768 channels at 7 x 7 to 224 px these are five blocks that end with 48 channels.
+
+    Args:
+        width: D of each of the two maps.
+        grid: their height and width.
+        image_size: side of the image.
+        norm_last: batch norm after the ReLU (the paper) instead of before it.
+    """
+
+    def __init__(self, width: int, grid: Sequence[int], image_size: int, norm_last: bool) -> None:
+        super().__init__()
+        self.arguments = {"width": width, "grid": list(grid), "image_size": image_size, "norm_last": norm_last}
+        count = max(1, (image_size // max(grid)).bit_length() - 1)
+        self.sizes = [-(-image_size // 2**i) for i in reversed(range(count))]
+        channels = [max(2 * width // 2**i, 1) for i in range(count + 1)]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*_convolution(a, b, norm_last), *_convolution(b, b, norm_last)) for a, b in pairwise(channels)
+        )
+        self.output = nn.Conv2d(channels[-1], 1, 3, padding=1)
+
+    def forward(self, patches: Float[Tensor, "B D h w"], context: Float[Tensor, "B D h w"]) -> Float[Tensor, "B 1 H W"]:
+        """The image, normalised as the encoder's input is."""
+        x = torch.cat([patches, context], 1)
+        for size, block in zip(self.sizes, self.blocks, strict=True):
+            x = block(F.interpolate(x, size=(size, size), mode="nearest"))
+        return self.output(x)
+
+
+def _convolution(inputs: int, outputs: int, norm_last: bool) -> list[nn.Module]:
+    after: list[nn.Module] = [nn.BatchNorm2d(outputs), nn.ReLU()]
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *(reversed(after) if norm_last else after)]
+
+
+class SentenceDecoder(nn.Module):
+    """Q vectors, each of them a sentence of the report or nothing, from the patches: learned queries through a BERT.
+
+    Layers are BERT's with cross-attention (self-attention, cross-attention, feed-forward, each followed by a layer
+    norm); only dropout inside the feed-forward part is left out, as BERT has none there.
+
+    Args:
+        width: D.
+        queries: Q.
+        layers: how many.
+        heads: of each attention.
+        hidden: width inside the feed-forward part.
+        dropout: of the embedding, the attention weights and each residual branch.
+        causal: a query sees only those before it, as in BERT's decoder.
+
+    Raises:
+        UserError: `heads` does not divide `width`.
+    """
+
+    blind: Tensor | None
+
+    def __init__(
+        self, width: int, queries: int, layers: int, heads: int, hidden: int, dropout: float, causal: bool
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"method.decoder.heads={heads} does not divide method.embed_dim={width}.")
+        self.arguments = {
+            "width": width,
+            "queries": queries,
+            "layers": layers,
+            "heads": heads,
+            "hidden": hidden,
+            "dropout": dropout,
+            "causal": causal,
+        }
+        self.queries = nn.Parameter(torch.randn(queries, width))
+        self.positions = nn.Parameter(torch.zeros(queries, width))
+        self.norm, self.dropout = nn.LayerNorm(width, eps=1e-12), nn.Dropout(dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(width, heads, hidden, dropout, "gelu", layer_norm_eps=1e-12, batch_first=True)
+            for _ in range(layers)
+        )
+        blind = torch.ones(queries, queries, dtype=torch.bool).triu(1) if causal else None
+        self.register_buffer("blind", blind, persistent=False)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim > 1 and name != "queries":
+                nn.init.normal_(parameter, std=0.02)
+        for layer in self.layers:
+            layer.dropout = nn.Identity()
+
+    def forward(self, patches: Float[Tensor, "B P D"]) -> Float[Tensor, "B Q D"]:
+        """One vector a query."""
+        x = self.dropout(self.norm(self.queries + self.positions)).expand(len(patches), -1, -1)
+        for layer in self.layers:
+            x = layer(x, patches, tgt_mask=self.blind)
+        return x
