@@ -13,6 +13,7 @@ def plan(name, *overrides):
     return plain(compose_verb("benchmark", [f"plan={name}", *overrides]).plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", groups()["plan"])
 def test_every_job_of_a_shipped_plan_composes(name, tmp_path):
     chosen = plan(name, *(["+plan.raw_dir=raw"] if name == "demo_real" else []))

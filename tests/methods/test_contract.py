@@ -12,6 +12,8 @@ from vlp_bench.encoders import bundle
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.types import StudyBatch, Tokens
 
+pytestmark = pytest.mark.slow
+
 METHODS = groups()["method"]
 VISION = "test_resnet"
 #: the least that a loss can be, where it is not 0
