@@ -6,7 +6,8 @@ maximum over their tokens. The hidden width of the two projections is open in th
 in.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -65,13 +66,10 @@ class ConVIRT(VLPMethod):
         vision: the image encoder.
         text: the text encoder.
         optimizer: see VLPMethod.
-        loss_weights: lambda of `image_to_text` and 1 - lambda of `text_to_image` (0.75 and 0.25).
         temperature: tau (0.1).
         embed_dim: width of the joint space (512).
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        variant: `paper`.
+        **common: see VLPMethod; loss_weights are lambda of `image_to_text` and 1 - lambda of
+            `text_to_image` (0.75 and 0.25).
     """
 
     text: TextBackbone
@@ -82,24 +80,11 @@ class ConVIRT(VLPMethod):
         text: TextBackbone,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         temperature: float = 0.1,
         embed_dim: int = 512,
-        warmup: float = 0.1,
-        final_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            text,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            variant=variant,
-        )
+        super().__init__(vision, text, optimizer, **common)
         self.temperature = temperature
         self.heads = ConvirtAligner(vision.spec.pooled_dim, text.width, embed_dim)
 

@@ -8,8 +8,8 @@ A word is the sum of its pieces, a report the mean of its words. Where the autho
 layers, this one reads the last. Their temperatures: temp1 = 4 and temp2 = 5 multiply, temp3 = 10.
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -85,15 +85,11 @@ class GLoRIA(VLPMethod):
         vision: the image encoder; its tokens are the regions.
         text: the text encoder.
         optimizer: see VLPMethod.
-        loss_weights: of `global` and `local` (both 1).
         sharpness: temp1 of the authors' code, 1 / tau_1.
         emphasis: temp2, 1 / tau_2.
         temperature: tau_3, 1 / temp3.
         embed_dim: width of the joint space (768).
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        variant: `paper`.
+        **common: see VLPMethod; loss_weights are of `global` and `local` (both 1).
     """
 
     text: TextBackbone
@@ -104,26 +100,13 @@ class GLoRIA(VLPMethod):
         text: TextBackbone,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         sharpness: float = 4.0,
         emphasis: float = 5.0,
         temperature: float = 0.1,
         embed_dim: int = 768,
-        warmup: float = 0.1,
-        final_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            text,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            variant=variant,
-        )
+        super().__init__(vision, text, optimizer, **common)
         self.sharpness, self.emphasis, self.temperature = sharpness, emphasis, temperature
         self.heads = GloriaAligner(vision.spec.pooled_dim, vision.spec.token_dim, text.width, embed_dim)
 

@@ -4,7 +4,8 @@ What the papers compare with under this name (REFERS, table 1): the image encode
 the findings that a labeller took from the report. Labels that are uncertain or unknown are left out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +26,8 @@ class LSP(VLPMethod):
         vision: the image encoder.
         text: not used, and not kept.
         optimizer: see VLPMethod.
-        loss_weights: of the only term, `labels`.
         labels: how many labels the data have.
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        variant: `paper`.
+        **common: see VLPMethod; loss_weights are of the only term, `labels`.
     """
 
     def __init__(
@@ -39,23 +36,10 @@ class LSP(VLPMethod):
         text: TextBackbone | None,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         labels: int = 14,
-        warmup: float = 0.1,
-        final_lr: float = 0.0,
-        weight_decay: float = 0.05,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            None,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            variant=variant,
-        )
+        super().__init__(vision, None, optimizer, **common)
         self.head = nn.Linear(vision.spec.pooled_dim, labels)
 
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:

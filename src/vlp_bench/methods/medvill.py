@@ -36,8 +36,8 @@ Options that the paper compares: `attention` (tables II to V), `visual_share` (t
 `vision` (ResNet-50, ResNet-101, DenseNet-121).
 """
 
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -71,17 +71,12 @@ class MedViLL(VLPMethod):
         vision: the image encoder; the cells of its last feature map (or its patches) are the image features.
         text: the BERT that reads both.
         optimizer: see VLPMethod.
-        loss_weights: of `mlm` and `irm`.
         attention: `bi`, `s2s`, `bar`, `mixed` or `noncross`.
         s2s_share: how often `mixed` is s2s.
         visual_share: share of the image features that pre-training sees (180 of 256).
         mask_share: share of the word pieces that are hidden.
         max_tokens: longest report, [CLS] and [SEP] included.
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        decay_all: see VLPMethod.
-        variant: `paper` or `official`; the table above says what differs.
+        **common: see VLPMethod; loss_weights are of `mlm` and `irm`.
 
     Raises:
         UserError: an unknown attention, a share outside (0, 1], reports longer than the BERT can be.
@@ -97,29 +92,14 @@ class MedViLL(VLPMethod):
         text: TextBackbone,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         attention: str = "bar",
         s2s_share: float = 0.75,
         visual_share: float = 180 / 256,
         mask_share: float = 0.15,
         max_tokens: int = 255,
-        warmup: float = 0.0,
-        final_lr: float = 1.0,
-        weight_decay: float = 0.0,
-        decay_all: bool = False,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            text,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            decay_all=decay_all,
-            variant=variant,
-        )
+        super().__init__(vision, text, optimizer, **common)
         for name, share in (("visual_share", visual_share), ("mask_share", mask_share)):
             if not 0 < share <= 1:
                 raise UserError(f"method.{name}={share}: expected a share above 0 and at most 1.")

@@ -32,7 +32,7 @@ Options that the supplement ablates: `loss_weights` (table 4), `heads` (table 5)
 """
 
 from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -75,7 +75,6 @@ class MGCA(VLPMethod):
         vision: the image encoder; its tokens are the patches.
         text: the text encoder.
         optimizer: see VLPMethod.
-        loss_weights: lambda of `instance`, `token` and `prototype` (supplement table 4).
         temperatures: of the three losses; the token one divides the contrast of CTA (in variant=official also its
             attention).
         embed_dim: width of the joint spaces.
@@ -86,11 +85,7 @@ class MGCA(VLPMethod):
         sinkhorn_iterations: of Sinkhorn-Knopp.
         freeze_prototypes_epochs: epochs at the start in which the prototypes stay as they were drawn.
         max_tokens: length to which variant=official pads every report; the paper's variant does not look at it.
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        decay_all: see VLPMethod.
-        variant: `paper` or `official`; the table above says what differs.
+        **common: see VLPMethod; loss_weights are lambda of `instance`, `token` and `prototype` (supplement table 4).
     """
 
     official = "vlp_bench.methods.mgca_official:MGCAOfficial"
@@ -104,7 +99,6 @@ class MGCA(VLPMethod):
         text: TextBackbone,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         temperatures: Mapping[str, float],
         embed_dim: int = 128,
         hidden_dim: int = 2048,
@@ -114,23 +108,9 @@ class MGCA(VLPMethod):
         sinkhorn_iterations: int = 3,
         freeze_prototypes_epochs: int = 1,
         max_tokens: int = 112,
-        warmup: float = 0.4,
-        final_lr: float = 5e-4,
-        weight_decay: float = 0.05,
-        decay_all: bool = False,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            text,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            decay_all=decay_all,
-            variant=variant,
-        )
+        super().__init__(vision, text, optimizer, **common)
         self.temperatures = dict(temperatures)
         self.epsilon, self.sinkhorn_iterations = epsilon, sinkhorn_iterations
         self.freeze_prototypes_epochs, self.max_tokens = freeze_prototypes_epochs, max_tokens

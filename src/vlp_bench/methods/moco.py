@@ -7,7 +7,7 @@ Keys are not shuffled between processes; use batch statistics over all of them (
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -64,16 +64,12 @@ class MoCo(VLPMethod):
         vision: the image encoder.
         text: not used, and not kept.
         optimizer: see VLPMethod.
-        loss_weights: of the only term, `instance`.
         temperature: tau (0.2 in v2).
         momentum: m.
         queue: how many keys it holds; a multiple of the joint batch is best.
         embed_dim: width of the joint space.
         smallest_crop: least share of an image's area that a view shows.
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        variant: `paper`.
+        **common: see VLPMethod; loss_weights are of the only term, `instance`.
     """
 
     queue: Tensor
@@ -85,27 +81,14 @@ class MoCo(VLPMethod):
         text: TextBackbone | None,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         temperature: float = 0.2,
         momentum: float = 0.999,
         queue: int = 65536,
         embed_dim: int = 128,
         smallest_crop: float = 0.2,
-        warmup: float = 0.0,
-        final_lr: float = 0.0,
-        weight_decay: float = 1e-4,
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            None,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            variant=variant,
-        )
+        super().__init__(vision, None, optimizer, **common)
         self.temperature, self.momentum, self.smallest_crop = temperature, momentum, smallest_crop
         width = vision.spec.pooled_dim
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))

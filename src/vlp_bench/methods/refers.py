@@ -66,7 +66,6 @@ class REFERS(VLPMethod):
         vision: the image encoder.
         text: the text encoder; the decoder reads its word pieces.
         optimizer: see VLPMethod.
-        loss_weights: factor of `report` and of `consistency`.
         temperature: tau of the consistency; a constant.
         views: V, how many views are fused; a batch may bring more to choose from.
         recurrent: bring the [CLS] of a view to its patches; None does so where the network has one.
@@ -75,12 +74,7 @@ class REFERS(VLPMethod):
         decoder: `width`, `heads`, `feedforward`, `layers` and `dropout` of the decoder.
         max_tokens: longest report.
         text_lr_scale: learning rate of the text side as a share of that of the image side.
-        warmup: see VLPMethod.
-        final_lr: see VLPMethod.
-        weight_decay: see VLPMethod.
-        decay_all: see VLPMethod.
-        schedule: see VLPMethod.
-        variant: `paper` or `official`; the table above says what differs.
+        **common: see VLPMethod; loss_weights are of `report` and of `consistency`.
 
     Raises:
         UserError: `recurrent` of a network without [CLS], or a decoder that cannot be built.
@@ -100,7 +94,6 @@ class REFERS(VLPMethod):
         text: TextBackbone,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer] | None = None,
         *,
-        loss_weights: Mapping[str, float],
         decoder: Mapping[str, Any],
         temperature: float = 0.1,
         views: int = 3,
@@ -109,25 +102,9 @@ class REFERS(VLPMethod):
         bidirectional: bool = False,
         max_tokens: int = 100,
         text_lr_scale: float = 0.1,
-        warmup: float = 1 / 30,
-        final_lr: float = 0.0,
-        weight_decay: float = 1e-4,
-        decay_all: bool = False,
-        schedule: str = "cosine",
-        variant: str = "paper",
+        **common: Any,
     ) -> None:
-        super().__init__(
-            vision,
-            text,
-            optimizer,
-            loss_weights=loss_weights,
-            warmup=warmup,
-            final_lr=final_lr,
-            weight_decay=weight_decay,
-            decay_all=decay_all,
-            schedule=schedule,
-            variant=variant,
-        )
+        super().__init__(vision, text, optimizer, **common)
         if recurrent and not vision.is_vit:
             raise UserError(
                 f"method.recurrent=true needs the [CLS] of a vision transformer and {vision.spec.name} has none. "
