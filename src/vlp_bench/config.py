@@ -52,9 +52,9 @@ def run_name(cfg: DictConfig) -> str:
     return f"{cfg.name}-{digest(identity(cfg), 8)}"
 
 
-def identity(cfg: DictConfig) -> dict[str, Any]:
-    """What a run is, as plain values: without paths, devices and loggers; inputs by what they hold."""
-    kept = _by_contents({k: v for k, v in plain(cfg).items() if k not in INCIDENTAL})
+def identity(cfg: DictConfig, only: Sequence[str] | None = None) -> dict[str, Any]:
+    """What a run is, or its sections `only`, as plain values: without paths, devices, loggers; inputs by contents."""
+    kept = _by_contents({k: v for k, v in plain(cfg).items() if k not in INCIDENTAL and (only is None or k in only)})
     kept["trainer"] = {k: v for k, v in (kept.get("trainer") or {}).items() if k not in DEVICES}
     return kept
 

@@ -48,6 +48,14 @@ def gather_longest(x: Tensor) -> Tensor:
     return gather(padded.byte()).bool() if x.dtype == torch.bool else gather(padded)
 
 
+def mean_count(count: Tensor) -> Tensor:
+    """Mean over all ranks of how many each has of something, as if there were at least one in all; without gradient.
+
+    What a rank sums over its own, divided by this, gives, averaged over ranks, the mean over all of them.
+    """
+    return all_reduce(count).clamp(min=1) / rank_and_world()[1]
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum over all ranks, without gradient."""
     if rank_and_world()[1] > 1:

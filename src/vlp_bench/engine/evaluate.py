@@ -87,8 +87,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
 
 def _recipe(cfg: DictConfig) -> str:
     """A hash of how the backbone is evaluated, whichever it is, with whatever labels and seeds."""
-    whole_run = identity(cfg)
-    return digest([{k: whole_run[k] for k in RECIPE_KEYS}, {k: whole_run["target"].get(k) for k in TARGET_KEYS}], 6)
+    return digest([identity(cfg, RECIPE_KEYS), {k: plain(cfg.target).get(k) for k in TARGET_KEYS}], 6)
 
 
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from vlp_bench.distributed import gather, rank_and_world
 from vlp_bench.losses.precision import full_precision
 
 
@@ -36,6 +37,16 @@ def info_nce(
     """
     partner = torch.arange(offset, offset + len(rows), device=rows.device)
     return F.cross_entropy(similarity(rows, columns, temperature), partner)
+
+
+def info_nce_both(
+    v: Float[Tensor, "B E"], t: Float[Tensor, "B E"], temperature: float, across_processes: bool = True
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """`info_nce` of images among texts and of texts among images, over the batch of all processes or of this one."""
+    if not across_processes:
+        return info_nce(v, t, temperature), info_nce(t, v, temperature)
+    first = rank_and_world()[0] * len(v)
+    return info_nce(v, gather(t), temperature, first), info_nce(t, gather(v), temperature, first)
 
 
 @full_precision

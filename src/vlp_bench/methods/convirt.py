@@ -13,11 +13,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vlp_bench.distributed import gather, rank_and_world
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures, Tokens
@@ -99,8 +98,5 @@ class ConVIRT(VLPMethod):
             text = one_sentence(text, torch.rand(len(text), device=text.ids.device))
         v, u = self.heads.embed_images(self.vision(batch.frontal)), self.heads.embed_texts(self.text(text))
         self.note(len(batch), top1=retrieval_accuracy(v, u, 1), top5=retrieval_accuracy(v, u, 5))
-        first = rank_and_world()[0] * len(v)
-        return {
-            "image_to_text": info_nce(v, gather(u), self.temperature, first),
-            "text_to_image": info_nce(u, gather(v), self.temperature, first),
-        }
+        of_images, of_texts = info_nce_both(v, u, self.temperature)
+        return {"image_to_text": of_images, "text_to_image": of_texts}

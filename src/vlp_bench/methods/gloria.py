@@ -19,7 +19,7 @@ from vlp_bench.distributed import gather, gather_longest, rank_and_world
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.word_region import partner_loss, word_region_similarity
 from vlp_bench.losses.words import sum_pieces, word_slots
@@ -119,13 +119,12 @@ class GLoRIA(VLPMethod):
         image, text = self.vision(batch.frontal), self.text(batch.text)
         v, t = self.heads.embed_images(image), self.heads.embed_texts(text)
         self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
-        rank, world = rank_and_world()
-        first = rank * len(v)
-        of_images = info_nce(v, gather(t), self.temperature, first)
-        of_texts = info_nce(t, gather(v), self.temperature, first)
-        return {"global": of_images + of_texts, "local": self.local_terms(image, text, first, world)}
+        return {
+            "global": torch.stack(info_nce_both(v, t, self.temperature)).sum(),
+            "local": self.local_term(image, text),
+        }
 
-    def local_terms(self, image: ImageFeatures, text: TextFeatures, first: int, world: int) -> Float[Tensor, ""]:
+    def local_term(self, image: ImageFeatures, text: TextFeatures) -> Float[Tensor, ""]:
         """The contrast of words with regions, both directions."""
         words = words_of(text)
         regions, vectors = self.heads.region(image.tokens), self.heads.word(words.vectors)
@@ -133,6 +132,8 @@ class GLoRIA(VLPMethod):
         def scores(regions: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
             return word_region_similarity(regions, vectors, mask, self.sharpness, self.emphasis)
 
+        rank, world = rank_and_world()
+        first = rank * len(regions)
         if world == 1:
             both = scores(regions, vectors, words.mask)
             by_image, by_text = both, both.T

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp_bench.distributed import rank_and_world
+from vlp_bench.distributed import mean_count
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
@@ -54,4 +54,4 @@ class LSP(VLPMethod):
                 f"give method.labels={batch.labels.shape[1]}."
             )
         logits = self.head(self.vision(batch.frontal).pooled)
-        return {"labels": label_loss(logits, batch.labels, rank_and_world()[1])}
+        return {"labels": label_loss(logits, batch.labels, mean_count)}

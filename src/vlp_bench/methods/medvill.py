@@ -44,7 +44,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vlp_bench.distributed import all_reduce, gather, gather_longest, rank_and_world
+from vlp_bench.distributed import gather, gather_longest, mean_count, rank_and_world
 from vlp_bench.encoders.joint import JointEncoder, sample_features
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -134,7 +134,7 @@ class MedViLL(VLPMethod):
         logits = self.joint.predict(self.text, hidden[:, -labels.shape[1] :][asked])
         self.note(len(batch), irm_accuracy=100 * (matches.argmax(1) == reports.aligned).float().mean())
         return {
-            "mlm": masked_language_loss(logits, labels[asked], _mean_over_processes(asked.sum())),
+            "mlm": masked_language_loss(logits, labels[asked], mean_count(asked.sum())),
             "irm": matching_loss(matches, reports.aligned),
         }
 
@@ -185,8 +185,3 @@ class MedViLL(VLPMethod):
         if self.joint.attention != "mixed":
             return None
         return (draws.shared("causal", draws.study.new_zeros(1))[:, 0] < self.s2s_share).expand(len(draws.study))
-
-
-def _mean_over_processes(count: Int[Tensor, ""]) -> Float[Tensor, ""]:
-    """The mean of a count over processes; where all are 0, something to divide by."""
-    return all_reduce(count).clamp(min=1) / rank_and_world()[1]

@@ -38,11 +38,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vlp_bench.distributed import all_reduce, gather, rank_and_world
+from vlp_bench.distributed import all_reduce
 from vlp_bench.encoders.aligner import DualEncoderAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy, similarity
+from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy, similarity
 from vlp_bench.losses.local_alignment import shares, token_contrast
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.prototypes import sinkhorn, swapped_prediction
@@ -149,11 +149,7 @@ class MGCA(VLPMethod):
 
     def instance_terms(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor]:
         """ITA: image to report and report to image."""
-        tau = self.temperatures["instance"]
-        if not self.across_processes:
-            return info_nce(v, t, tau), info_nce(t, v, tau)
-        first = rank_and_world()[0] * len(v)
-        return info_nce(v, gather(t), tau, first), info_nce(t, gather(v), tau, first)
+        return info_nce_both(v, t, self.temperatures["instance"], self.across_processes)
 
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA: both directions of the words, then of the patches."""

@@ -45,7 +45,7 @@ from jaxtyping import Bool, Float, Int
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from vlp_bench.distributed import all_reduce, gather, rank_and_world
+from vlp_bench.distributed import mean_count
 from vlp_bench.encoders.cross_attention import CrossContext
 from vlp_bench.encoders.decoders import ImageDecoder, SentenceDecoder
 from vlp_bench.encoders.prototypes import gumbel
@@ -53,7 +53,7 @@ from vlp_bench.encoders.sentence_aligner import SentenceAligner, Sentences, line
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
-from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
 from vlp_bench.losses.local_alignment import shares, token_contrast
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.reconstruction import assign, divergence, l1, masked_mean, pick, quantisation_error
@@ -282,13 +282,11 @@ class PRIOR(VLPMethod):
 
     def sentence_count(self, mask: Bool[Tensor, "B N"]) -> Float[Tensor, ""]:
         """Sentences of a process, on average over all: the mean of their gradients is then that of the joined batch."""
-        return all_reduce(mask.sum()) / rank_and_world()[1]
+        return mean_count(mask.sum())
 
     def contrast(self, v: Float[Tensor, "B D"], t: Float[Tensor, "B D"]) -> Float[Tensor, ""]:
         """Mean of both directions, over the batch of all processes."""
-        v, t, scale = unit(v), unit(t), self.heads.log_scale.exp()
-        first = rank_and_world()[0] * len(v)
-        return (info_nce(v * scale, gather(t), 1.0, first) + info_nce(t * scale, gather(v), 1.0, first)) / 2
+        return torch.stack(info_nce_both(unit(v) * self.heads.log_scale.exp(), unit(t), 1.0)).mean()
 
     def patch_term(self, patches: Float[Tensor, "B P D"], context: CrossContext) -> Float[Tensor, ""]:
         """LAM, images: a patch predicts what it gathered from the report, and that predicts the patch."""

@@ -45,8 +45,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vlp_bench.distributed import all_reduce, gather, rank_and_world
-from vlp_bench.encoders.decoder import ReportDecoder
+from vlp_bench.distributed import gather, mean_count, rank_and_world
+from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.study import StudyAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -219,7 +219,7 @@ class REFERS(VLPMethod):
 
     def average(self, x: Tensor) -> Tensor:
         """Mean over the processes that are compared, without gradient."""
-        return all_reduce(x) / rank_and_world()[1] if self.across_processes else x
+        return mean_count(x) if self.across_processes else x
 
     def consistency(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """Contrast of each study with the reports of the batch."""

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlp_bench.encoders.study import StudyAligner
-from vlp_bench.losses.contrastive import info_nce
+from vlp_bench.losses.contrastive import info_nce_both
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.refers import REFERS
 from vlp_bench.optim import look_ahead
@@ -70,8 +70,7 @@ class REFERSOfficial(REFERS):
 
     def consistency(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """Both directions; that of the report is only counted, as the code makes a Python number of it."""
-        v, t = unit(v), unit(t)
-        there, back = info_nce(v, t, self.temperature), info_nce(t, v, self.temperature)
+        there, back = info_nce_both(unit(v), unit(t), self.temperature, across_processes=False)
         return self.shares[0] * there + self.shares[1] * back.detach()
 
     def parameter_groups(self) -> list[dict]:

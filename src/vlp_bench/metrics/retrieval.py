@@ -59,7 +59,18 @@ def retrieval_metrics(
     text_patients = np.asarray(text_patients)
     if text_patients.shape != text_group.shape:
         raise ValueError(f"text_patients of shape {text_patients.shape} for {len(text_group)} texts")
-    image_ranks, text_ranks = retrieval_ranks(similarity, image_group, text_group)
+    return rank_metrics(*retrieval_ranks(similarity, image_group, text_group), patients, text_patients, resamples, seed)
+
+
+def rank_metrics(
+    image_ranks: NDArray[np.int64],
+    text_ranks: NDArray[np.int64],
+    patients: NDArray,
+    text_patients: NDArray,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, Entry]:
+    """Metrics of ranks that `retrieval_ranks` gave; arguments and result as in `retrieval_metrics`."""
     result = {}
     for direction, ranks, who in (("i2t", image_ranks, patients), ("t2i", text_ranks, text_patients)):
         asked = ranks > 0

@@ -7,7 +7,7 @@ import torch
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.errors import UserError
-from vlp_bench.metrics.retrieval import retrieval_metrics, retrieval_ranks, trivial_retrieval
+from vlp_bench.metrics.retrieval import rank_metrics, retrieval_ranks, trivial_retrieval
 from vlp_bench.tasks.base import Cell, Outcome, Task
 from vlp_bench.types import ImageFeatures, TextFeatures
 
@@ -32,13 +32,14 @@ class Retrieval(Task):
         rows, studies = _pairs(cell)
         similarity = _similarity(cell, encoders, rows, studies)
         patients = store.studies["patient_id"].to_numpy()[studies]
-        metrics = retrieval_metrics(similarity, studies, studies, patients, resamples=cell.resamples)
+        ranks = retrieval_ranks(similarity, studies, studies)
+        metrics = rank_metrics(*ranks, patients, patients, cell.resamples)
         predictions = pd.DataFrame(
             {
                 "item_id": store.images["image_id"].to_numpy()[rows],
                 "patient_id": patients,
                 "score_own_report": np.diagonal(similarity).astype(np.float32),
-                "rank_own_report": retrieval_ranks(similarity, studies, studies)[0],
+                "rank_own_report": ranks[0],
             }
         )
         facts = {"candidates": len(rows)}
