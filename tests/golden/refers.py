@@ -9,7 +9,7 @@ import torch
 from harness import PENDING, Results, Vector, adapter, default_tolerance
 from torch import Tensor, nn
 
-from vlp_bench.encoders.decoder import ReportDecoder
+from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.study import StudyAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone

@@ -1,6 +1,5 @@
 """A method on two gloo processes as DDP runs it. Imported by name in both: no fixture, no test."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 import torch.nn.functional as F
+from batches import rows_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,25 +69,15 @@ def gradients(method: VLPMethod, batch: StudyBatch, across: bool = False) -> dic
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
 
 
-def half(batch: StudyBatch, rank: int) -> StudyBatch:
-    """The first or second half of a batch."""
-
-    def take(value):
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        size = len(value) // 2
-        return value[rank * size : (rank + 1) * size]
-
-    return take(batch)
-
-
 def _rank(rank: int, folder: str, cases: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}
     for case in cases:
         method, batch = build(*case)
-        found[case] = gradients(method, half(batch, rank), across=True)
+        half = len(batch) // 2
+        own = rows_of(batch, range(rank * half, (rank + 1) * half))
+        found[case] = gradients(method, own, across=True)
     if rank == 0:
         torch.save(found, Path(folder) / "gradients.pt")
     dist.destroy_process_group()

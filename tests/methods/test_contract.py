@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from batches import rows_of
 from method_on_two_ranks import REPORTS, build
 
 from vlp_bench.config import groups
@@ -29,15 +30,6 @@ def step(method, batch, seed=0):
     terms = method.losses(batch)
     weights = method.weights(0.0)
     return terms, torch.stack([weights[k] * term for k, term in terms.items()]).sum()
-
-
-def reordered(batch: StudyBatch, order: list[int]) -> StudyBatch:
-    def take(value):
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return value[order] if isinstance(value, torch.Tensor) else tuple(value[i] for i in order)
-
-    return take(batch)
 
 
 def padded(batch: StudyBatch, pad: int, more: int = 3) -> StudyBatch:
@@ -79,7 +71,7 @@ def test_the_order_of_studies_and_padding_change_nothing(name):
     pad = method.text.tokenizer.pad if method.text is not None else 0
     with torch.no_grad():
         expected, _ = step(method, batch)
-        changed = [reordered(batch, list(range(len(REPORTS)))[::-1]), padded(batch, pad)]
+        changed = [rows_of(batch, list(range(len(REPORTS)))[::-1]), padded(batch, pad)]
         for other in changed:
             for term, value in step(method, other)[0].items():
                 torch.testing.assert_close(value, expected[term], rtol=1e-4, atol=1e-5, msg=term)

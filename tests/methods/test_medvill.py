@@ -1,8 +1,7 @@
-import dataclasses
-
 import pytest
 import slow_medvill
 import torch
+from batches import rows_of
 
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.joint import ATTENTION, attention_mask, picture, sample_features
@@ -67,15 +66,6 @@ def make_batch(method: MedViLL, length: int = LENGTH, labels: list[list[float]] 
         study=torch.arange(n) + 3,
         study_id=tuple(map(str, range(n))),
     )
-
-
-def reordered(batch: StudyBatch, order: list[int]) -> StudyBatch:
-    def take(value):
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return value[order] if isinstance(value, torch.Tensor) else tuple(value[i] for i in order)
-
-    return take(batch)
 
 
 both_variants = pytest.mark.parametrize("variant", ["paper", "official"])
@@ -270,7 +260,7 @@ def test_longer_padding_changes_nothing(build, attention, variant):
 def test_the_order_of_the_samples_changes_nothing(build, variant):
     method = build(variant=variant).double().eval()
     batch = make_batch(method)
-    plain, other = method.losses(batch), method.losses(reordered(batch, [3, 0, 4, 1, 5, 2]))
+    plain, other = method.losses(batch), method.losses(rows_of(batch, [3, 0, 4, 1, 5, 2]))
     for name in plain:
         torch.testing.assert_close(plain[name], other[name], rtol=1e-9, atol=1e-12)
 

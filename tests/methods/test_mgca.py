@@ -1,9 +1,9 @@
-import dataclasses
 from functools import partial
 
 import pytest
 import slow_mgca
 import torch
+from batches import rows_of
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
@@ -96,15 +96,6 @@ def make_batch(method: MGCA, reports: list[str] = REPORTS, length: int = LENGTH)
     )
 
 
-def reordered(batch: StudyBatch, order: list[int]) -> StudyBatch:
-    def take(value):
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return value[order] if isinstance(value, torch.Tensor) else tuple(value[i] for i in order)
-
-    return take(batch)
-
-
 both_variants = pytest.mark.parametrize("variant", ["paper", "official"])
 both_encoders = pytest.mark.parametrize("kind", ["vit", "cnn"])
 
@@ -140,7 +131,7 @@ def test_longer_padding_changes_nothing(build, kind, variant):
 def test_the_order_of_the_samples_changes_nothing(build, kind, variant):
     method = build(kind, variant=variant).double()
     batch = make_batch(method)
-    plain, other = method.losses(batch), method.losses(reordered(batch, [3, 0, 4, 1, 2]))
+    plain, other = method.losses(batch), method.losses(rows_of(batch, [3, 0, 4, 1, 2]))
     for name in plain:
         torch.testing.assert_close(plain[name], other[name], rtol=1e-6, atol=1e-9)
 

@@ -1,4 +1,3 @@
-import dataclasses
 import math
 from functools import partial
 
@@ -6,6 +5,7 @@ import numpy as np
 import pytest
 import slow_prior
 import torch
+from batches import rows_of
 from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
@@ -78,15 +78,6 @@ def make_batch(method: PRIOR, reports: list[list[str]] = REPORTS, padding: int =
     )
 
 
-def reordered(batch: StudyBatch, order: list[int]) -> StudyBatch:
-    def take(value):
-        if dataclasses.is_dataclass(value):
-            return type(value)(**{f.name: take(getattr(value, f.name)) for f in dataclasses.fields(value)})
-        return value[order] if isinstance(value, torch.Tensor) else tuple(value[i] for i in order)
-
-    return take(batch)
-
-
 both_variants = pytest.mark.parametrize("variant", ["paper", "official"])
 both_encoders = pytest.mark.parametrize("kind", ["vit", "cnn"])
 each_stage = pytest.mark.parametrize("stage", [1, 2, 3])
@@ -114,7 +105,7 @@ def test_longer_padding_and_the_order_of_the_studies_change_nothing(kind, varian
     method = build(kind, variant=variant, stage=stage).double().eval()
     plain = method.losses(make_batch(method))
     longer = method.losses(make_batch(method, padding=7))
-    other = method.losses(reordered(make_batch(method), [2, 0, 3, 1]))
+    other = method.losses(rows_of(make_batch(method), [2, 0, 3, 1]))
     for name in plain:
         torch.testing.assert_close(plain[name], longer[name], rtol=1e-8, atol=1e-9)
         torch.testing.assert_close(plain[name], other[name], rtol=1e-8, atol=1e-9)

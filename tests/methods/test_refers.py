@@ -5,6 +5,7 @@ import pytest
 import slow_refers
 import torch
 import torch.nn.functional as F
+from batches import rows_of
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
@@ -78,12 +79,6 @@ def make_batch(length: int = LENGTH, most: int = max(IMAGES), reports: list[str]
     )
 
 
-def reordered(value, order: list[int]):
-    if dataclasses.is_dataclass(value):
-        return type(value)(**{f.name: reordered(getattr(value, f.name), order) for f in dataclasses.fields(value)})
-    return value[order] if isinstance(value, torch.Tensor) else tuple(value[i] for i in order)
-
-
 def assert_same(one: dict, other: dict) -> None:
     assert one.keys() == other.keys()
     for name in one:
@@ -126,7 +121,7 @@ def test_longer_padding_changes_nothing(build, kind, variant):
 def test_the_order_of_the_studies_changes_nothing(build, kind, variant):
     method = build(kind, variant=variant, bidirectional=True).double().eval()
     batch = make_batch()
-    assert_same(method.losses(batch), method.losses(reordered(batch, [3, 0, 4, 1, 2])))
+    assert_same(method.losses(batch), method.losses(rows_of(batch, [3, 0, 4, 1, 2])))
 
 
 @both_variants
