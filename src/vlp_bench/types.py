@@ -42,12 +42,14 @@ class Tokens(_Movable):
     """Word pieces of B texts; masks and indices are made once, by the tokeniser, never from strings.
 
     `word` and `sentence` number the words and sentences of a text from 0 and are -1 on special tokens and padding.
+    `most_sentences` is the largest number of sentences of a text, where it is known without asking the device.
     """
 
     ids: Int[Tensor, "B T"]
     mask: Bool[Tensor, "B T"]
     word: Int[Tensor, "B T"]
     sentence: Int[Tensor, "B T"]
+    most_sentences: int | None = None
 
     def __len__(self) -> int:
         return self.ids.shape[0]

@@ -93,6 +93,7 @@ def test_a_new_order_moves_whole_sentences(texts, seed, length):
     for b in range(len(texts)):
         kept = int(cut.mask[b].sum()) - 2
         assert cut.ids[b, 1 : 1 + kept].tolist() == mixed.ids[b, 1 : 1 + kept].tolist()
+    assert cut.most_sentences == max(len(set(row[row >= 0].tolist())) for row in cut.sentence)
 
 
 def test_orders_vary(tokenizer, mimic_store):
@@ -247,11 +248,13 @@ def test_another_process_gets_the_paths_not_the_pixels(mimic_store, tokenizer):
     epoch=st.integers(0, 3),
     shuffle=st.booleans(),
     drop=st.booleans(),
+    window=st.integers(1, 4),
 )
-def test_ranks_share_an_epoch_without_overlap(size, batch, world, seed, epoch, shuffle, drop):
-    samplers = [
-        EpochBatches(size, batch, rank=r, world=world, seed=seed, shuffle=shuffle, drop_last=drop) for r in range(world)
-    ]
+def test_ranks_share_an_epoch_without_overlap(size, batch, world, seed, epoch, shuffle, drop, window):
+    common = {"seed": seed, "shuffle": shuffle, "drop_last": drop}
+    if window > 1:
+        common |= {"lengths": np.random.default_rng(seed).integers(3, 9, size), "window": window}
+    samplers = [EpochBatches(size, batch, rank=r, world=world, **common) for r in range(world)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     ranks = [list(s) for s in samplers]
@@ -263,7 +266,7 @@ def test_ranks_share_an_epoch_without_overlap(size, batch, world, seed, epoch, s
         lengths = [len(k.indices) for k in keys]
         assert max(lengths) - min(lengths) <= (0 if drop else 1)
         assert [(k.epoch, k.step, k.rank) for k in keys] == [(epoch, step, r) for r in range(world)]
-    joined = EpochBatches(size, batch * world, rank=0, world=1, seed=seed, shuffle=shuffle, drop_last=drop)
+    joined = EpochBatches(size, batch * world, rank=0, world=1, **common)
     joined.set_epoch(epoch)
     for step, key in enumerate(joined):
         assert sorted(np.concatenate([r[step].indices for r in ranks])) == sorted(key.indices)
@@ -277,6 +280,25 @@ def test_orders_differ_between_epochs_and_seeds():
 
     assert len({tuple(order(s, e)) for s in range(3) for e in range(3)}) == 9
     assert order(2, 1) == order(2, 1)
+
+
+def test_batches_of_a_window_hold_texts_of_like_length():
+    lengths = np.random.default_rng(0).integers(3, 60, 403)
+
+    def padding(window, epoch=0):
+        common = {"rank": 0, "world": 1, "seed": 0, "shuffle": True, "drop_last": True}
+        sampler = EpochBatches(403, 10, lengths=lengths, window=window, **common)
+        sampler.set_epoch(epoch)
+        batches = [lengths[k.indices] for k in sampler]
+        return sum(b.max() * len(b) - b.sum() for b in batches) / sum(b.sum() for b in batches), batches
+
+    shares = [padding(window)[0] for window in (1, 4, 8, 40)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[2] < shares[0] / 4
+    # Short reports do not come first, and with other neighbours in the next epoch.
+    first, second = (padding(40, epoch)[1] for epoch in (0, 1))
+    assert [b.max() for b in first] != sorted(b.max() for b in first)
+    assert {tuple(b) for b in map(sorted, first)} != {tuple(b) for b in map(sorted, second)}
 
 
 @given(start=st.integers(0, 7), epoch=st.integers(0, 2))

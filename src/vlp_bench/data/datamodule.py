@@ -77,13 +77,26 @@ class EpochBatches(Sampler[BatchKey]):
         seed: of the permutation.
         shuffle: whether to permute.
         drop_last: leave out an incomplete last batch; without it, ranks may differ by one sample.
+        lengths: of the samples' texts; where given, shuffled batches hold texts of like length.
+        window: how many batches are sorted by length together; the more, the less padding.
     """
 
     def __init__(
-        self, size: int, batch_size: int, *, rank: int, world: int, seed: int, shuffle: bool, drop_last: bool
+        self,
+        size: int,
+        batch_size: int,
+        *,
+        rank: int,
+        world: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        lengths: np.ndarray | None = None,
+        window: int = 1,
     ) -> None:
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
+        self.lengths, self.window = lengths, window
         self.epoch = 0
         self.start = 0
 
@@ -99,11 +112,22 @@ class EpochBatches(Sampler[BatchKey]):
     def __iter__(self) -> Iterator[BatchKey]:
         order = np.arange(self.size)
         if self.shuffle:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+            rng = np.random.default_rng([self.seed, self.epoch])
+            order = rng.permutation(self.size)
+            if self.lengths is not None:
+                order = self._by_length(order, self.lengths, rng)
         joined = self.batch_size * self.world
         for step in range(self.start, len(self)):
             mine = order[step * joined : (step + 1) * joined][self.rank :: self.world]
             yield BatchKey(self.epoch, step, mine, self.rank)
+
+    def _by_length(self, order: np.ndarray, lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The same samples, sorted within each window and cut into batches, whose order is drawn."""
+        joined = self.batch_size * self.world
+        whole = len(order) // joined * joined
+        window = np.arange(whole) // (joined * self.window)
+        batches = order[np.lexsort((lengths[order[:whole]], window))].reshape(-1, joined)
+        return np.concatenate([rng.permutation(batches).ravel(), order[whole:]])
 
 
 def assemble(
@@ -141,7 +165,9 @@ def assemble(
 
     ids = framed(pieces.ids, tokenizer.cls, tokenizer.sep, tokenizer.pad)
     mask = torch.arange(ids.shape[1])[None] < torch.from_numpy(kept)[:, None] + 2
-    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), framed(pieces.sentence, -1, -1, -1))
+    sentence = framed(pieces.sentence, -1, -1, -1)
+    starts = (sentence >= 0) & (sentence != sentence.roll(1, dims=1))
+    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), sentence, max(starts.sum(1).tolist(), default=0))
 
 
 class StudyDataset(Dataset[StudyBatch]):
@@ -221,6 +247,12 @@ class StudyDataset(Dataset[StudyBatch]):
     def __len__(self) -> int:
         return len(self.views)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Word pieces of each sample's text that are read, int64."""
+        pieces = np.diff(self.plain.offsets)[self.study_of_image[self.views[:, 0]]]
+        return np.minimum(pieces, self.inputs.max_tokens - 2)
+
     def __getitem__(self, key: BatchKey) -> StudyBatch:
         # from 1: numpy takes (seed, epoch, 0, 0) for the (seed, epoch) of the permutation
         rng = np.random.default_rng([self.seed, key.epoch, key.step + 1, key.rank])
@@ -274,7 +306,8 @@ def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor, pad: int) -> 
         )
         return torch.where(use_other[:, None], b, a)
 
-    return Tokens(merged("ids", pad), merged("mask", False), merged("word", -1), merged("sentence", -1))
+    most = max(t.most_sentences or 0 for t in (plain, other))
+    return Tokens(merged("ids", pad), merged("mask", False), merged("word", -1), merged("sentence", -1), most)
 
 
 class MimicCxrDataModule(LightningDataModule):
@@ -289,6 +322,7 @@ class MimicCxrDataModule(LightningDataModule):
         num_workers: loader processes.
         seed: of order and augmentation.
         limit: use only so many samples of each split (for smoke runs); None takes all.
+        length_window: so many batches are sorted by the length of their texts together, in training.
     """
 
     def __init__(
@@ -302,11 +336,12 @@ class MimicCxrDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
+        length_window: int = 1,
     ) -> None:
         super().__init__()
         self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
         self.image_size, self.batch_size, self.num_workers = image_size, batch_size, num_workers
-        self.seed, self.limit = seed, limit
+        self.seed, self.limit, self.length_window = seed, limit, length_window
         self._resume_at = (0, 0)
 
     def dataset(self, split: str, augment: bool) -> StudyDataset:
@@ -343,7 +378,17 @@ class MimicCxrDataModule(LightningDataModule):
                 f"{self.store.path} has {size} {split} samples, fewer than one batch of {self.batch_size} x {world}. "
                 "Lower data.batch_size or the number of devices."
             )
-        sampler = EpochBatches(size, batch, rank=rank, world=world, seed=self.seed, shuffle=train, drop_last=True)
+        sampler = EpochBatches(
+            size,
+            batch,
+            rank=rank,
+            world=world,
+            seed=self.seed,
+            shuffle=train,
+            drop_last=True,
+            lengths=data.lengths if self.length_window > 1 else None,
+            window=self.length_window,
+        )
         return batch_loader(data, sampler, self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:

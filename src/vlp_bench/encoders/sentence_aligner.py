@@ -109,9 +109,9 @@ class SentenceAligner(Aligner):
         return self.patch(channel_major(images.tokens) if self.raw_patches else images.tokens)
 
     def sentences(self, texts: TextFeatures, limit: int | None = None) -> Sentences:
-        """The first `limit` sentences of B reports as they are, without prototypes; N is T without a limit."""
-        pieces = texts.tokens.shape[1] if limit is None else limit
-        return Sentences(*self.sentence_pool(self.word(texts.tokens), sentence_slots(texts.index), pieces))
+        """The first `limit` sentences of B reports as they are, without prototypes; all of them without a limit."""
+        count = limit or texts.index.most_sentences or texts.tokens.shape[1]
+        return Sentences(*self.sentence_pool(self.word(texts.tokens), sentence_slots(texts.index), count))
 
     def embed_reports(self, sentences: Sentences) -> Float[Tensor, "B D"]:
         """Vectors of B reports, of any length, from their sentences."""

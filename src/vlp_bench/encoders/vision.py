@@ -87,6 +87,8 @@ class VisionBackbone(nn.Module):
         )
         if not self.is_vit:
             self.set_token_stride(token_stride)
+            # The layout in which convolutions are fastest, on CPUs and with tensor cores.
+            self.trunk.to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -160,7 +162,7 @@ class VisionBackbone(nn.Module):
     def _cnn(self, x: Float[Tensor, "B C H W"], pyramid: bool) -> ImageFeatures:
         if self.upsample_to:
             x = F.interpolate(x, size=(self.upsample_to, self.upsample_to), mode="bilinear", align_corners=True)
-        last, maps = self.trunk.forward_intermediates(x)
+        last, maps = self.trunk.forward_intermediates(x.contiguous(memory_format=torch.channels_last))
         cells = maps[1:][self.token_stage]
         return ImageFeatures(
             pooled=last.mean((2, 3)),

@@ -99,6 +99,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         num_workers=cfg.data.num_workers,
         seed=cfg.seed,
         limit=cfg.data.limit,
+        length_window=cfg.data.length_window,
     )
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")

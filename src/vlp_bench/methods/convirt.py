@@ -6,6 +6,7 @@ maximum over their tokens. The hidden width of the two projections is open in th
 in.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,7 @@ def one_sentence(text: Tokens, draw: Float[Tensor, "B"]) -> Tokens:
     """Hide all but one sentence of each text; `draw` in [0, 1) says which. [CLS] and [SEP] stay."""
     chosen = (draw * (text.sentence.amax(1) + 1)).floor().long()
     kept = text.mask & ((text.sentence == chosen[:, None]) | (text.sentence < 0))
-    return Tokens(text.ids, kept, text.word, text.sentence)
+    return dataclasses.replace(text, mask=kept)
 
 
 class ConVIRT(VLPMethod):
