@@ -1,51 +1,170 @@
-"""Read the cells of `plan=sanity` and say whether pre-training helped: differences over seeds with a t-interval."""
+"""Read the cells of `plan=sanity`: does pre-training help, do aligned encoders retrieve, does a decoder know language?
+
+    vlp-bench benchmark plan=sanity && python benchmarks/sanity.py [--out docs/sanity.md]
+
+Exits with 1 where a method's gain over the random encoder of the same seed has zero in its t-interval, where a method
+that compares images with reports retrieves no better than `FAR` times chance, or where a decoder's perplexity is not
+below that of a bigram model.
+"""
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from omegaconf import OmegaConf
 from scipy import stats
 
+from vlp_bench.config import plain
+from vlp_bench.data.datamodule import EpochBatches, MimicCxrDataModule
+from vlp_bench.encoders.bundle import stored_size
+from vlp_bench.engine import build
+from vlp_bench.engine.data import ensure
+from vlp_bench.types import StudyBatch
 
-def by_seed(runs: Path, task: str, method: str, metric: str) -> dict[int, float]:
-    """The metric of every seed of a method."""
-    found = {}
-    for path in runs.glob("evaluate/*/result.json"):
-        result = json.loads(path.read_text())
-        if result["task"] == task and result["method"] == method:
-            found[result["pretrain_seed"]] = result["metrics"][metric]["value"]
-    return found
+#: how many times chance is far above it
+FAR = 4
+
+
+class Gain(NamedTuple):
+    """Differences over seeds: their mean with a 95 % t-interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, differences: np.ndarray) -> "Gain":
+        """Of at least two differences."""
+        half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
+        mean = differences.mean()
+        return cls(float(mean), float(mean - half), float(mean + half))
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+
+
+def records(runs: Path, pattern: str) -> list[dict[str, Any]]:
+    """The JSON files that match."""
+    return [json.loads(path.read_text()) for path in sorted(runs.glob(pattern))]
+
+
+def bigram_perplexity(train: list[np.ndarray], val: list[np.ndarray], test: list[np.ndarray], size: int) -> float:
+    """Of the words after the first of each test report; unigrams are mixed in with the share that val likes best.
+
+    Args:
+        train: ids of each report, int64.
+        val: the same; chooses the mixture.
+        test: the same; is judged.
+        size: of the vocabulary.
+    """
+    pairs = np.zeros((size, size))
+    for ids in train:
+        np.add.at(pairs, (ids[:-1], ids[1:]), 1)
+    single = pairs.sum(0) + 1
+    single /= single.sum()
+    after = pairs / np.maximum(pairs.sum(1, keepdims=True), 1)
+
+    def nll(texts: list[np.ndarray], share: float) -> float:
+        given = np.concatenate([t[:-1] for t in texts])
+        word = np.concatenate([t[1:] for t in texts])
+        return float(-np.log(share * single[word] + (1 - share) * after[given, word]).mean())
+
+    best = min(np.linspace(0.01, 0.99, 50), key=lambda share: nll(val, share))
+    return float(np.exp(nll(test, best)))
+
+
+def perplexities(run: Path) -> tuple[float, float]:
+    """Perplexity of a run's decoder on the test reports of its data, and that of a bigram model of the same words."""
+    torch.set_num_threads(1)
+    cfg = OmegaConf.load(run / "config.yaml")
+    method = build.method(cfg, train=False)  # type: ignore[arg-type]
+    method.load_state_dict(torch.load(run / "checkpoints" / "best.ckpt", "cpu", weights_only=True)["state_dict"])
+    assert method.text is not None
+    data = MimicCxrDataModule(
+        ensure(plain(cfg.data), Path(cfg.paths.cache), stored_size(cfg.vision.image_size)),
+        method.text.tokenizer,
+        build.inputs(cfg),  # type: ignore[arg-type]
+        image_size=cfg.vision.image_size,
+        batch_size=32,
+    )
+
+    def batches(split: str) -> Iterator[StudyBatch]:
+        samples = data.dataset(split, augment=False)
+        order = EpochBatches(len(samples), 32, rank=0, world=1, seed=0, shuffle=False, drop_last=False)
+        yield from map(samples.__getitem__, order)
+
+    def texts(split: str) -> list[np.ndarray]:
+        return [
+            ids[mask].numpy() for b in batches(split) for ids, mask in zip(b.text.ids, b.text.mask, strict=True)
+        ]
+
+    total, words = 0.0, 0
+    with torch.inference_mode():
+        for batch in batches("test"):
+            count = int(batch.text.mask[:, 1:].sum())
+            total += float(method.eval().losses(batch)["report"]) * count
+            words += count
+    return float(np.exp(total / words)), bigram_perplexity(
+        texts("train"), texts("val"), texts("test"), len(method.text.tokenizer)
+    )
 
 
 def main() -> None:
-    """Print the comparison; exit with 1 where the interval of the difference holds zero."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the table, as Markdown; exit with 1 where a method does not hold what it should."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark/sanity"))
-    runs = parser.parse_args().runs
-    random = by_seed(runs, "classification", "random", "auroc")
-    records = [json.loads(p.read_text()) for p in runs.glob("pretrain/*/run.json")]
-    passed = True
-    for method in sorted({r["method"] for r in records}):
-        seconds = [r["training"]["cpu_seconds"] for r in records if r["method"] == method]
-        mine = by_seed(runs, "classification", method, "auroc")
+    parser.add_argument("--out", type=Path, help="put the table into this page, in the place of the one it has")
+    options = parser.parse_args()
+    trained = records(options.runs, "pretrain/*/run.json")
+    results = records(options.runs, "evaluate/*/result.json")
+
+    def values(task: str, method: str, metric: str, part: str = "metrics") -> dict[int, float]:
+        chosen = [r for r in results if r["task"] == task and r["method"] == method]
+        return {r["pretrain_seed"]: r[part][metric]["value"] for r in chosen}
+
+    rows, faults = [], []
+    random = values("classification", "random", "auroc")
+    for method in sorted({r["method"] for r in trained}):
+        mine = values("classification", method, "auroc")
         seeds = sorted(mine.keys() & random.keys())
-        gain = np.array([mine[s] - random[s] for s in seeds])
-        half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-        passed &= bool(gain.mean() - half > 0)
-        print(
-            f"{method}: linear-probe AUROC {np.mean([mine[s] for s in seeds]):.3f}, random "
-            f"{np.mean([random[s] for s in seeds]):.3f}; gain {gain.mean():+.3f} "
-            f"[{gain.mean() - half:+.3f}, {gain.mean() + half:+.3f}] over {len(seeds)} seeds; "
-            f"pre-training took {max(seconds):.0f} CPU seconds at most"
+        gain = Gain.of(np.array([mine[s] - random[s] for s in seeds]))
+        faults += [f"{method}: the gain {gain} does not exclude zero"] * (gain.low <= 0)
+        metric = "i2t/R@5"
+        hits, chance = values("retrieval", method, metric), values("retrieval", method, metric, "trivial")
+        times = [hits[s] / chance[s] for s in sorted(hits)]
+        faults += [f"{method}: retrieves {min(times):.1f} times as often as chance"] * (bool(times) and min(times) < FAR)
+        written = []
+        for path in sorted(options.runs.glob("pretrain/*/bundle/decoder.json")):
+            if json.loads((path.parent / "bundle.json").read_text())["method"] == method:
+                written.append(perplexities(path.parents[1]))
+        faults += [f"{method}: perplexity {p:.2f}, bigram {b:.2f}" for p, b in written if p >= b]
+        seconds = max(r["training"]["cpu_seconds"] for r in trained if r["method"] == method)
+        rows.append(
+            (
+                f"`{method}`",
+                f"{np.mean([mine[s] for s in seeds]):.3f}",
+                str(gain),
+                " / ".join(f"{hits[s]:.2f}" for s in sorted(hits)) or "-",
+                f"{min(times):.1f}" if times else "-",
+                " / ".join(f"{p:.2f} ({b:.2f})" for p, b in written) or "-",
+                f"{seconds:.0f}",
+            )
         )
-        for path in runs.glob("evaluate/*/result.json"):
-            result = json.loads(path.read_text())
-            if result["task"] == "retrieval" and result["method"] == method:
-                hit, chance = (result[k][result["primary"]]["value"] for k in ("metrics", "trivial"))
-                seed, name = result["pretrain_seed"], result["primary"]
-                print(f"  seed {seed}: {name} {hit:.3f}, chance {chance:.3f} ({hit / chance:.1f}x)")
-    raise SystemExit(0 if passed else 1)
+    head = ("method", "AUROC", "gain over random", "R@5 by seed", "times chance", "perplexity (bigram)", "CPU s")
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+    lines.append(f"\nRandom encoders: {np.mean(list(random.values())):.3f} over {len(random)} seeds.")
+    print("\n".join(lines))
+    if options.out:
+        start, end = "<!-- table -->\n", "<!-- end -->"
+        before, _, rest = options.out.read_text().partition(start)
+        options.out.write_text(before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2])
+    for fault in faults:
+        print("fault:", fault)
+    raise SystemExit(1 if faults else 0)
 
 
 if __name__ == "__main__":
