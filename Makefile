@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 FAST := -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-all demo smoke sanity bench notebooks wheel clean
+.PHONY: help setup lint format test test-all demo smoke sanity bench notebooks wheel fidelity clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench: $(STAMP)  ## speed of the data path, beside the naive one
 
 notebooks: $(STAMP)  ## run the notebooks
 	$(BIN)/python -m pytest tests/test_notebooks.py
+
+fidelity: $(STAMP)  ## compare all golden files and write docs/fidelity.md
+	$(BIN)/python -m pytest tests/golden --fidelity docs/fidelity.md
 
 wheel: $(STAMP)  ## build the wheel
 	$(BIN)/python -m build --wheel

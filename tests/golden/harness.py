@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-HERE = Path(__file__).parent
+SHIPPED = Path(__file__).parent / "vectors"
 COMPARED = ("out", "after_", "grad_")
 
 
@@ -34,6 +35,10 @@ class Vector:
     @property
     def key(self) -> str:
         return f"{self.method}/{self.stem}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.key}_{self.letter}"
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
@@ -61,21 +66,36 @@ Tolerance = Callable[[str, np.ndarray], float | None]
 
 
 def default_tolerance(name: str, expected: np.ndarray) -> float | None:
-    """Allowed absolute difference; None asks for equality."""
+    """1e-4 of the largest entry + 1e-7 in single, 1e-9 of it + 1e-12 in double precision; all else must be equal.
+
+    What is allowed is an absolute difference; None asks for equality.
+    """
     largest = float(np.abs(expected).max(initial=0)) if expected.dtype.kind == "f" else 0.0
     return {np.dtype("f4"): 1e-4 * largest + 1e-7, np.dtype("f8"): 1e-9 * largest + 1e-12}.get(expected.dtype)
 
 
 def float32_inside(name: str, expected: np.ndarray) -> float | None:
-    """For double precision files of code that casts to float32 on the way."""
+    """1e-6 in double precision, as the authors' code casts to float32 on the way."""
     return 1e-6 * float(np.abs(expected).max()) + 1e-12 if name.endswith("_f64") else default_tolerance(name, expected)
 
 
 @dataclass(frozen=True)
 class Adapter:
+    """How a file is compared, and what docs/fidelity.md says of it.
+
+    Attributes:
+        component: what is compared
+        equation: where the paper has it; `code` if only the authors' code does
+        departure: what is fed, computed or compared otherwise than plainly
+        tolerance: allowed difference; one that is not the default says in the first line of its docstring what it is
+    """
+
     compute: Callable[[Vector], Results]
     tolerance: Tolerance
-    compared: tuple[str, ...] = COMPARED
+    compared: tuple[str, ...]
+    component: str
+    equation: str
+    departure: str
 
 
 ADAPTERS: dict[str, Adapter] = {}
@@ -89,30 +109,43 @@ class Tally:
 
     compared: dict[str, tuple[int, float]] = field(default_factory=dict)
     pending: dict[str, str] = field(default_factory=dict)
+    #: what became of the page that the run was to write
+    page: str = ""
 
 
 TALLY = Tally()
 
 
 def adapter(
-    key: str, tolerance: Tolerance = default_tolerance, compared: tuple[str, ...] = COMPARED
+    key: str,
+    tolerance: Tolerance = default_tolerance,
+    compared: tuple[str, ...] = COMPARED,
+    *,
+    component: str,
+    equation: str = "code",
+    departure: str = "",
 ) -> Callable[[Callable], Callable]:
     """Register a function from a vector file to its results; `compared` begin the names of what must come out."""
 
     def register(compute: Callable[[Vector], Results]) -> Callable[[Vector], Results]:
         assert key not in ADAPTERS, f"two adapters for {key}"
-        ADAPTERS[key] = Adapter(compute, tolerance, compared)
+        ADAPTERS[key] = Adapter(compute, tolerance, compared, component, equation, departure)
         return compute
 
     return register
 
 
+def import_adapters() -> None:
+    for shipped in sorted(p for p in SHIPPED.iterdir() if p.is_dir()):
+        import_module(shipped.name)
+
+
 def folder() -> Path:
-    return Path(os.environ.get("VLP_GOLDEN_DIR") or HERE / "vectors")
+    return Path(os.environ.get("VLP_GOLDEN_DIR") or SHIPPED)
 
 
-def files() -> list[Path]:
-    return sorted(p for p in folder().glob("*/*") if p.suffix in (".npz", ".json"))
+def files(where: Path | None = None) -> list[Path]:
+    return sorted(p for p in (where or folder()).glob("*/*") if p.suffix in (".npz", ".json"))
 
 
 def load(path: Path) -> Vector:
@@ -133,13 +166,13 @@ def load(path: Path) -> Vector:
 def compare(
     vector: Vector, results: Results, tolerance: Tolerance, compared: tuple[str, ...] = COMPARED
 ) -> tuple[int, float]:
-    """Number of arrays that agree, and their largest error relative to the largest entry.
+    """Number of arrays that agree, and their largest error relative to the largest entry of the array.
 
     Raises:
         AssertionError: something is missing, left over, of another shape, or differs.
     """
     expected = vector.expected(compared)
-    assert expected, f"{vector.key}_{vector.letter} holds nothing to compare"
+    assert expected, f"{vector.name} holds nothing to compare"
     missing = expected.keys() - results.keys()
     assert not missing, f"the adapter of {vector.key} leaves uncompared: {sorted(missing)}"
     unknown = results.keys() - vector.arrays.keys()
@@ -149,7 +182,7 @@ def compare(
         error, fault = _difference(_array(result), vector[name], tolerance(name, vector[name]))
         worst = max(worst, error if name in expected else 0.0)
         faults += [f"{name}: {fault}"] * bool(fault)
-    assert not faults, f"{vector.key}_{vector.letter}\n" + "\n".join(faults)
+    assert not faults, f"{vector.name}\n" + "\n".join(faults)
     return len(expected), worst
 
 
@@ -168,7 +201,8 @@ def _difference(got: np.ndarray, expected: np.ndarray, allowed: float | None) ->
     error = float(np.where(got == expected, 0, np.abs(got - expected)).max(initial=0))
     largest = float(np.abs(expected).max(initial=0))
     fault = "" if error <= allowed else f"differs by {error:.3g}, allowed {allowed:.3g} (largest entry {largest:.3g})"
-    return (error / largest if largest else 0.0), fault
+    # Entries that are all below what is allowed are the rounding of zero: no share of them means anything.
+    return (error / largest if largest > allowed else 0.0), fault
 
 
 def check(path: Path) -> None:
@@ -176,6 +210,4 @@ def check(path: Path) -> None:
     vector = load(path)
     assert vector.key in ADAPTERS, f"{path} has neither an adapter nor an entry among the pending stems"
     chosen = ADAPTERS[vector.key]
-    TALLY.compared[f"{vector.key}_{vector.letter}"] = compare(
-        vector, chosen.compute(vector), chosen.tolerance, chosen.compared
-    )
+    TALLY.compared[vector.name] = compare(vector, chosen.compute(vector), chosen.tolerance, chosen.compared)

@@ -48,7 +48,12 @@ def first_real(count: int, length: int) -> Tensor:
     return (torch.arange(length) <= count)[None]
 
 
-@adapter("medvill/pretrain_masks")
+@adapter(
+    "medvill/pretrain_masks",
+    component="attention masks of pre-training",
+    equation="eq. 14",
+    departure="which mask `mixed` drew is read from the file",
+)
 def pretrain_masks(file: Vector) -> Results:
     results = {}
     for name in file.names("^out_mask"):
@@ -65,7 +70,11 @@ def pretrain_masks(file: Vector) -> Results:
     return results
 
 
-@adapter("medvill/finetune_masks")
+@adapter(
+    "medvill/finetune_masks",
+    component="attention masks of fine-tuning",
+    departure="here padding is hidden; for `bar` the adapter opens it to the image",
+)
 def finetune_masks(file: Vector) -> Results:
     """Here padding is hidden, but from the image in `bar`."""
     results = {}
@@ -79,7 +88,12 @@ def finetune_masks(file: Vector) -> Results:
     return results
 
 
-@adapter("medvill/visual_sampling")
+@adapter(
+    "medvill/visual_sampling",
+    component="subset of the image features",
+    equation="section III",
+    departure="the permutation of the seed is fed",
+)
 def visual_sampling(file: Vector) -> Results:
     cells = file.tensor("in_feature_map").flatten(2).transpose(1, 2)
     torch.manual_seed(int(scalar(file, "par_torch_manual_seed")))
@@ -94,7 +108,12 @@ def visual_sampling(file: Vector) -> Results:
     }
 
 
-@adapter("medvill/pretrain_losses")
+@adapter(
+    "medvill/pretrain_losses",
+    component="losses of both objectives",
+    equation="MLM, IRM",
+    departure="only what is asked for is fed, not all positions",
+)
 def pretrain_losses(file: Vector) -> Results:
     logits, matches = (file.tensor(n).requires_grad_() for n in ("in_mlm_logits", "in_itm_logits"))
     labels = file.tensor("in_mlm_labels")
@@ -142,7 +161,13 @@ def positives(rows: list[dict]) -> Tensor:
     return torch.tensor([[1.0 if label in names else float("nan") for label in every] for names in named])
 
 
-@adapter("medvill/random_word", compared=("cases",))
+@adapter(
+    "medvill/random_word",
+    compared=("cases",),
+    component="hiding of word pieces",
+    equation="MLM",
+    departure="draws of the seed are fed",
+)
 def random_word(file: Vector) -> Results:
     cases = []
     for case in file["cases"].tolist():
@@ -153,7 +178,13 @@ def random_word(file: Vector) -> Results:
     return {"cases": np.array(cases)}
 
 
-@adapter("medvill/irm_pair_sampling", compared=("samples", "token_sort_ratio"))
+@adapter(
+    "medvill/irm_pair_sampling",
+    compared=("samples", "token_sort_ratio"),
+    component="choice of reports",
+    equation="IRM",
+    departure="draws of the seed are fed; of the ratio of two label texts only whether it is 100",
+)
 def irm_pair_sampling(file: Vector) -> Results:
     rows = file["rows"].tolist()
     labels = positives(rows)
@@ -171,7 +202,13 @@ def irm_pair_sampling(file: Vector) -> Results:
     return {"samples": np.array(samples), "token_sort_ratio": np.asarray(ratios)}
 
 
-@adapter("medvill/pretrain_samples", compared=("samples",))
+@adapter(
+    "medvill/pretrain_samples",
+    compared=("samples",),
+    component="whole samples of pre-training",
+    equation="MLM, IRM",
+    departure="draws of the seed are fed; the adapter adds the padding that is not stored here",
+)
 def pretrain_samples(file: Vector) -> Results:
     size = int(file["vocab_size"])
     tokenizer = Tokenizer(vocabulary(size), lowercase=True)
@@ -256,7 +293,12 @@ def joint_model(file: Vector) -> tuple[TextBackbone, JointEncoderOfficial, dict[
     return text, joint, found | {theirs: joint.get_parameter(ours) for theirs, ours in in_joint.items()}
 
 
-@adapter("medvill/joint_model_tiny")
+@adapter(
+    "medvill/joint_model_tiny",
+    component="joint BERT, heads, losses, gradients",
+    equation="MLM, IRM",
+    departure="the file's stub of a CNN; the permutation of the seed is fed; the mask is made additive by the adapter",
+)
 def joint_model_tiny(file: Vector) -> Results:
     text, joint, parameters = joint_model(file)
     stub = {n: file.tensor(f"w.enc.img_encoder.model.c.{n}") for n in ("weight", "bias")}
@@ -300,7 +342,9 @@ def warmup_linear(x: float, warmup: float) -> float:
     return x / warmup if x < warmup else max((x - 1) / (warmup - 1), 0.0)
 
 
-@adapter("medvill/bertadam")
+@adapter(
+    "medvill/bertadam", component="optimiser of fine-tuning", departure="written in the adapter, the package has none"
+)
 def bertadam(file: Vector) -> Results:
     """The optimiser of fine-tuning, which no library has: Adam without bias correction, clipped by tensor."""
     lr, warmup, total, b1, b2, eps, limit = (

@@ -69,7 +69,7 @@ def suffixed(values: dict[str, Tensor], suffix: str) -> dict[str, Tensor]:
     return {f"{name}{suffix}": value for name, value in values.items()}
 
 
-@adapter("mgca/loss_ita")
+@adapter("mgca/loss_ita", component="instance-wise loss and its accuracies", equation="L_ITA")
 def loss_ita(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     method = official(file, file["in_img_feat"].shape[1], 3)
@@ -118,11 +118,16 @@ def loss_cta(file: Vector) -> Results:
     return results
 
 
-adapter("mgca/loss_cta_vit")(loss_cta)
-adapter("mgca/loss_cta_resnet")(loss_cta)
+adapter(
+    "mgca/loss_cta_vit",
+    component="token-wise loss, ViT",
+    equation="L_CTA",
+    departure="the map is averaged over its heads by the adapter",
+)(loss_cta)
+adapter("mgca/loss_cta_resnet", component="token-wise loss, ResNet", equation="L_CTA")(loss_cta)
 
 
-@adapter("mgca/loss_cpa", float32_inside)
+@adapter("mgca/loss_cpa", float32_inside, component="prototype-wise loss", equation="L_CPA")
 def loss_cpa(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     for suffix, dtype in file.dtypes().items():
@@ -148,7 +153,7 @@ def loss_cpa(file: Vector) -> Results:
     return results
 
 
-@adapter("mgca/sinkhorn", float32_inside)
+@adapter("mgca/sinkhorn", float32_inside, component="Sinkhorn-Knopp codes", equation="L_CPA")
 def sinkhorn_codes(file: Vector) -> Results:
     results = {}
     for name in file.names("^out_code"):
@@ -158,7 +163,12 @@ def sinkhorn_codes(file: Vector) -> Results:
     return results
 
 
-@adapter("mgca/sinkhorn_distributed_2rank")
+@adapter(
+    "mgca/sinkhorn_distributed_2rank",
+    component="Sinkhorn-Knopp codes over two processes",
+    equation="L_CPA",
+    departure="two gloo processes; the authors' training never calls it",
+)
 def sinkhorn_distributed(file: Vector) -> Results:
     named = {name: tuple(map(int, re.findall(r"rank(\d).*iters(\d+)", name)[0])) for name in file.names("^out_")}
     logits = file.tensor("in_proto_logits_2BxK")
@@ -174,7 +184,12 @@ def tokens(ids: Tensor, continues: Tensor, meta: dict) -> Tokens:
     return Tokens(ids, ids != meta["pad_id"], word, torch.where(special, -1, 0))
 
 
-@adapter("mgca/token_aggregation")
+@adapter(
+    "mgca/token_aggregation",
+    component="word pieces to words, with their weights",
+    equation="suppl. D",
+    departure="marks of word pieces are fed, no text",
+)
 def token_aggregation(file: Vector) -> Results:
     index = tokens(file.tensor("in_ids"), file.tensor("in_is_continuation"), file.meta)
     length = index.ids.shape[1]
@@ -196,7 +211,12 @@ def token_aggregation(file: Vector) -> Results:
     }
 
 
-@adapter("mgca/text_encoder")
+@adapter(
+    "mgca/text_encoder",
+    component="BERT and the words that come from it",
+    equation="suppl. A.2",
+    departure="marks of word pieces are fed, no text; the file's unused cross-attention is left out",
+)
 def text_encoder_(file: Vector) -> Results:
     fields = (
         "hidden_size",
@@ -233,7 +253,7 @@ def text_encoder_(file: Vector) -> Results:
     }
 
 
-@adapter("mgca/vit")
+@adapter("mgca/vit", component="ViT and the attention of its last block")
 def vit(file: Vector) -> Results:
     weights = file.weights()
     width, _, patch, _ = weights["patch_embed.proj.weight"].shape
@@ -276,8 +296,12 @@ def head(file: Vector) -> Results:
     }
 
 
-adapter("mgca/head_global")(head)
-adapter("mgca/head_local")(head)
+adapter("mgca/head_global", component="projection head, one vector a sample")(head)
+adapter(
+    "mgca/head_local",
+    component="projection head, many vectors a sample",
+    departure="convolutions of size 1 are fed as linear layers",
+)(head)
 
 
 class ToyTrunk(nn.Module):
@@ -303,7 +327,11 @@ class ToyTrunk(nn.Module):
         return x, maps
 
 
-@adapter("mgca/resnet_forward")
+@adapter(
+    "mgca/resnet_forward",
+    component="cells and pooled feature of a CNN at 299 pixels",
+    departure="the file's toy trunk instead of a ResNet",
+)
 def resnet_forward(file: Vector) -> Results:
     backbone = VisionBackbone("resnet10t", image_size=file["in_image"].shape[-1], upsample_to=299)
     backbone.trunk = ToyTrunk(file.weights())
@@ -312,7 +340,7 @@ def resnet_forward(file: Vector) -> Results:
     return {"out_global": features.pooled, "out_local_Bx361xC": features.tokens}
 
 
-@adapter("mgca/lr_schedule")
+@adapter("mgca/lr_schedule", component="learning rate of a step")
 def lr_schedule(file: Vector) -> Results:
     meta = file.meta
     total, warmup, peak = meta["training_steps"], meta["warmup_steps"], meta["max_lr"]
@@ -321,7 +349,7 @@ def lr_schedule(file: Vector) -> Results:
 
 
 def one_grey_level(name: str, expected: np.ndarray) -> float | None:
-    """Other releases of OpenCV round otherwise."""
+    """1 grey level, as other releases of OpenCV round otherwise."""
     return (
         1.0
         if expected.dtype == np.uint8
@@ -331,7 +359,7 @@ def one_grey_level(name: str, expected: np.ndarray) -> float | None:
     )
 
 
-@adapter("mgca/image_preprocess", one_grey_level)
+@adapter("mgca/image_preprocess", one_grey_level, component="resizing, padding, crop, normalisation")
 def image_preprocess(file: Vector) -> Results:
     backbone = VisionBackbone("resnet10t", image_size=32, mean=0.5, std=0.5)
     results: dict[str, np.ndarray | Tensor] = {}
@@ -344,7 +372,7 @@ def image_preprocess(file: Vector) -> Results:
     return results
 
 
-@adapter("mgca/section_split")
+@adapter("mgca/section_split", component="sections of a report")
 def section_split(file: Vector) -> Results:
     results: dict[str, object] = {}
     for i, report in enumerate(file["in_report"].tolist()):
@@ -358,7 +386,7 @@ def section_split(file: Vector) -> Results:
     return results
 
 
-@adapter("mgca/text_cleaning")
+@adapter("mgca/text_cleaning", component="text of a report")
 def text_cleaning(file: Vector) -> Results:
     pairs = zip(file["in_impression"].tolist(), file["in_findings"].tolist(), strict=True)
     texts = [select_text({"impression": i, "findings": f}, "impression_findings") for i, f in pairs]

@@ -109,7 +109,7 @@ def state(weights: dict[str, Tensor], queries: int) -> dict[str, Tensor]:
     return named | {name: torch.cat([parts[i] for i in range(3)]) for name, parts in thirds.items()}
 
 
-@adapter("prior/attention_pool2d")
+@adapter("prior/attention_pool2d", component="pooling of the cells of an image")
 def attention_pool2d(file: Vector) -> Results:
     x = file.tensor("in_x_BCHW").flatten(2).transpose(1, 2)
     pool = AttentionPool(x.shape[2], file.meta["num_heads"], x.shape[1])
@@ -117,7 +117,12 @@ def attention_pool2d(file: Vector) -> Results:
     return {"out": pool(x.mean(1), x)}
 
 
-@adapter("prior/sentence_attention_pool")
+@adapter(
+    "prior/sentence_attention_pool",
+    component="pooling of the sentences of a report",
+    equation="suppl. 2.2",
+    departure="reports in one padded batch",
+)
 def sentence_attention_pool(file: Vector) -> Results:
     reports = [file.tensor(n)[0] for n in numbered(file, r"^in_sentences_(\d+)")]
     width = reports[0].shape[1]
@@ -129,7 +134,11 @@ def sentence_attention_pool(file: Vector) -> Results:
     return {f"out_{i}_1xD": found[i : i + 1] for i in range(len(reports))}
 
 
-@adapter("prior/sentence_gather")
+@adapter(
+    "prior/sentence_gather",
+    component="pooling of word pieces to sentences, both ways",
+    departure="compared only where a sentence is real",
+)
 def sentence_gather(file: Vector) -> Results:
     tokens, sentence = file.tensor("in_tokens"), file.tensor("in_sentence_index")
     slots = sentence_slots(Tokens(sentence, sentence >= 0, sentence, sentence))
@@ -143,7 +152,7 @@ def sentence_gather(file: Vector) -> Results:
     return results
 
 
-@adapter("prior/local_cross_attention")
+@adapter("prior/local_cross_attention", component="attention between patches and sentences", equation="LAM")
 def local_cross_attention(file: Vector) -> Results:
     image, text = file.tensor("in_image_IxD")[None], file.tensor("in_text_TxD")[None]
     module = LocalCrossAttention(image.shape[2])
@@ -209,7 +218,12 @@ def load(module: PRIOROfficial, weights: dict[str, Tensor], queries: int) -> Non
     assert not faults.unexpected_keys, faults.unexpected_keys
 
 
-@adapter("prior/local_alignment_loss")
+@adapter(
+    "prior/local_alignment_loss",
+    component="local losses and gradients",
+    equation="LAM",
+    departure="reports in one padded batch; the scale is fed in double precision",
+)
 def local_alignment_loss(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     texts = numbered(file, r"^in_text_(\d+)_")
@@ -240,7 +254,12 @@ def local_alignment_loss(file: Vector) -> Results:
     return results
 
 
-@adapter("prior/global_alignment_loss")
+@adapter(
+    "prior/global_alignment_loss",
+    component="contrast of image and report",
+    equation="stage 1",
+    departure="the scale is fed in double precision",
+)
 def global_alignment_loss(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     for suffix, dtype in file.dtypes().items():
@@ -256,7 +275,7 @@ def global_alignment_loss(file: Vector) -> Results:
     return results
 
 
-@adapter("prior/spb")
+@adapter("prior/spb", component="sentence prototype bank", equation="SPB", departure="draws of the file are fed")
 def spb(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     temperatures = sorted({re.search(r"tau([\d.]+)_", n)[1] for n in file.names("^out_tau")})
@@ -288,7 +307,12 @@ def spb(file: Vector) -> Results:
     return results
 
 
-@adapter("prior/hungarian_spg")
+@adapter(
+    "prior/hungarian_spg",
+    component="matching of generated prototypes, divergence",
+    equation="CCR",
+    departure="matched vectors compared only where a sentence is real; no gradient to the target of the divergence",
+)
 def hungarian_spg(file: Vector) -> Results:
     results: dict[str, Tensor] = {}
     mask = file.tensor("in_mask").bool()
@@ -325,7 +349,12 @@ def hungarian_spg(file: Vector) -> Results:
     return results
 
 
-@adapter("prior/image_decoder")
+@adapter(
+    "prior/image_decoder",
+    component="reconstruction of the image",
+    equation="CCR",
+    departure="images compared at the stride of the file",
+)
 def image_decoder(file: Vector) -> Results:
     image, text = leaf(file, "in_image_embed"), leaf(file, "in_text_embed")
     target = file.tensor("in_image")
@@ -345,7 +374,12 @@ def depth(weights: dict[str, Tensor]) -> int:
     return 1 + max(int(found[1]) for n in weights if (found := re.search(r"encoder\.layer\.(\d+)\.", n)))
 
 
-@adapter("prior/sentence_decoder")
+@adapter(
+    "prior/sentence_decoder",
+    component="generation of prototypes",
+    equation="CCR",
+    departure="queries of each sample are fed as the decoder's own",
+)
 def sentence_decoder(file: Vector) -> Results:
     weights, queries = file.weights(), file.tensor("in_queries")
     decoder = SentenceDecoder(
@@ -374,7 +408,7 @@ class Identity(nn.Module):
         return x, [x] * 5
 
 
-@adapter("prior/resnet_local_reshape")
+@adapter("prior/resnet_local_reshape", component="rows of raw memory for patches", departure="the last map is fed")
 def resnet_local_reshape(file: Vector) -> Results:
     backbone = VisionBackbone("test_resnet", image_size=32)
     backbone.set_token_stride(backbone.spec.pyramid_strides[-1])
@@ -383,7 +417,7 @@ def resnet_local_reshape(file: Vector) -> Results:
     return {"out_local": channel_major(features.tokens), "out_global_mean": features.pooled}
 
 
-@adapter("prior/schedules")
+@adapter("prior/schedules", component="learning rates of the stages, Gumbel temperature")
 def schedules(file: Vector) -> Results:
     per_epoch = file.meta["iters_per_epoch"]
     warmup, lengths, peak, start, final = zip(*(file.meta["stages"][str(i)] for i in (1, 2, 3)), strict=True)
@@ -402,7 +436,7 @@ def schedules(file: Vector) -> Results:
 
 
 def deep(name: str, expected: np.ndarray) -> float | None:
-    """Gradients in single precision through all that the method has: 2e-3 of the largest entry."""
+    """2e-3 for gradients, which the file has in single precision, through the whole method."""
     return (
         2e-3 * float(np.abs(expected).max()) + 1e-7 if name.startswith("grad_") else default_tolerance(name, expected)
     )
@@ -435,7 +469,13 @@ TERMS = {
 }
 
 
-@adapter("prior/stage_steps", deep)
+@adapter(
+    "prior/stage_steps",
+    deep,
+    component="all losses and gradients of the three stages",
+    equation="stages 1 to 3",
+    departure="computed in float64; features and draws of the file are fed",
+)
 def stage_steps(file: Vector) -> Results:
     weights, meta = file.weights(), file.meta
     prototypes, width = weights["sentence_bank.embed.weight"].shape

@@ -26,13 +26,13 @@ PENDING["refers/caption_text"] = "swaps and SentencePieces of the authors' pipel
 
 
 def python_numbers(name: str, expected: np.ndarray) -> float | None:
-    """Losses and norms became Python numbers, which are of double precision whatever they were computed in."""
+    """1e-5 for losses and norms, Python numbers that are double whatever they were computed in."""
     number = expected.dtype == np.float64 and (expected.ndim == 0 or "norm_before" in name)
     return 1e-5 * float(np.abs(expected).max()) if number else default_tolerance(name, expected)
 
 
 def contrast_in_float32(name: str, expected: np.ndarray) -> float | None:
-    """The authors' code casts to float32 before the contrast, also in files of double precision."""
+    """1e-6 for gradients in double precision, 1e-5 for losses: the code casts to float32 before the contrast."""
     touched = expected.dtype == np.float64 and name.startswith("out_grad_")
     return 1e-6 * float(np.abs(expected).max()) + 1e-12 if touched else python_numbers(name, expected)
 
@@ -78,7 +78,7 @@ def official(
     return method.to(dtype).eval()
 
 
-@adapter("refers/contrastive", contrast_in_float32)
+@adapter("refers/contrastive", contrast_in_float32, component="consistency of study and report", equation="task 2")
 def contrastive(file: Vector) -> Results:
     v, u = file.tensor("in_v").requires_grad_(), file.tensor("in_u").requires_grad_()
     tau = float(file["par_tau"])
@@ -105,7 +105,9 @@ def load_gates(gates: PatchGates, state: dict[str, Tensor], order: list[int]) ->
     gates.linear.load_state_dict(rows)
 
 
-@adapter("refers/fusion")
+@adapter(
+    "refers/fusion", component="view fusion", departure="the first gate for all views, as in the code of 2021, too"
+)
 def fusion(file: Vector) -> Results:
     views = len(file.names(r"^in_x\d+$"))
     x = torch.stack([file.tensor(f"in_x{j}") for j in range(1, views + 1)], 1)
@@ -121,14 +123,14 @@ def fusion(file: Vector) -> Results:
     return results
 
 
-@adapter("refers/lm_loss", python_numbers)
+@adapter("refers/lm_loss", python_numbers, component="loss of the words", equation="task 1")
 def lm_loss(file: Vector) -> Results:
     logits, ids = file.tensor("in_logits").requires_grad_(), file.tensor("in_caption_tokens")
     loss = word_loss(*next_words(logits, ids, ids != int(file["par_ignore_index"])))
     return {"out_loss": loss, "out_grad_logits": torch.autograd.grad(loss, logits)[0]}
 
 
-@adapter("refers/lr_schedule")
+@adapter("refers/lr_schedule", component="learning rate of a step")
 def lr_schedule(file: Vector) -> Results:
     results = {}
     for name in file.names("^out_"):
@@ -140,7 +142,9 @@ def lr_schedule(file: Vector) -> Results:
     return results
 
 
-@adapter("refers/sgd_lookahead", python_numbers)
+@adapter(
+    "refers/sgd_lookahead", python_numbers, component="SGD with clipping and Lookahead", departure="gradients are fed"
+)
 def sgd_lookahead(file: Vector) -> Results:
     names = [re.fullmatch("in_(.*)_start", name)[1] for name in file.names("^in_.*_start$")]
     parameters = [nn.Parameter(file.tensor(f"in_{name}_start")) for name in names]
@@ -203,7 +207,12 @@ def load_decoder(decoder: ReportDecoder, state: dict[str, Tensor], backward: dic
     decoder.load_state_dict(renamed)
 
 
-@adapter("refers/report_transformer", python_numbers)
+@adapter(
+    "refers/report_transformer",
+    python_numbers,
+    component="decoder of the report, its loss and gradients",
+    equation="task 1",
+)
 def report_transformer(file: Vector) -> Results:
     state = weights(file)
     memory = file.tensor("in_visual_features").requires_grad_()
@@ -273,11 +282,22 @@ def study_forward(file: Vector) -> Results:
     return results | ({"out_captioning_backward": terms[1]} if backward else {})
 
 
-adapter("refers/study_forward_captioning", contrast_in_float32)(study_forward)
-adapter("refers/study_forward_bicaptioning", contrast_in_float32)(study_forward)
+adapter(
+    "refers/study_forward_captioning",
+    contrast_in_float32,
+    component="both losses of a study",
+    equation="tasks 1, 2",
+    departure="outputs of the encoders are fed",
+)(study_forward)
+adapter(
+    "refers/study_forward_bicaptioning",
+    contrast_in_float32,
+    component="both losses of a study, words read backwards, too",
+    departure="outputs of the encoders are fed",
+)(study_forward)
 
 
-@adapter("refers/text_branch")
+@adapter("refers/text_branch", component="feature of a report")
 def text_branch(file: Vector) -> Results:
     state, ids = weights(file, "text_encoder."), file.tensor("in_input_ids")
     words, width = state["embeddings.word_embeddings.weight"].shape
@@ -343,7 +363,12 @@ def timm_gradient(trunk: nn.Module, name: str) -> Tensor:
     return parameters[ours].grad
 
 
-@adapter("refers/vit_tiny", python_numbers)
+@adapter(
+    "refers/vit_tiny",
+    python_numbers,
+    component="ViT, loss of a classification and gradients",
+    departure="query, key and value are fed as one matrix",
+)
 def vit_tiny(file: Vector) -> Results:
     image, state = file.tensor("in_image"), weights(file, "transformer.")
     width, hidden = state["embeddings.cls_token"].shape[-1], state["encoder.layer.0.ffn.fc1.bias"].shape[0]

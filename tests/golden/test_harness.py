@@ -39,6 +39,12 @@ def test_tolerance_follows_the_recorded_precision(vector):
         compare(vector, grad_y__x=np.array([3.0 + 1e-8]))
 
 
+def test_the_rounding_of_zero_is_allowed_and_has_no_relative_error():
+    vector = harness.Vector("method", "stem", "a", {"grad_y__x": np.array([4e-18])})
+    results = {"grad_y__x": np.array([-9e-18])}
+    assert harness.compare(vector, results, harness.default_tolerance) == (1, 0.0)
+
+
 @pytest.mark.parametrize("name", RIGHT)
 def test_an_array_left_out_fails(vector, name):
     with pytest.raises(AssertionError, match=f"uncompared.*{name}"):
