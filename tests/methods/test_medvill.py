@@ -228,6 +228,32 @@ def test_a_negative_replaces_only_the_text(build):
     assert 0 < int(reports.aligned.sum()) < len(batch)
 
 
+@both_variants
+def test_half_of_the_images_get_another_report(build, variant):
+    method = build(variant=variant)
+    batch = make_batch(method)
+    share = [method.pair(batch, Draws(batch.study, fresh=True)).aligned.float().mean() for _ in range(300)]
+    assert float(torch.stack(share).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("draw, piece", [(0.0, 0), (0.999, len(VOCAB) - 1)])
+def test_any_piece_of_the_vocabulary_may_replace_a_word(build, draw, piece):
+    method = build()
+    batch = make_batch(method)
+    reports = method.pair(batch, Draws(batch.study, fresh=False))
+    # a number between eight and nine tenths of the share that is hidden
+    numbers = {"hide": 0.85 * method.mask_share, "replacement": draw}
+
+    class Fixed(Draws):
+        def __call__(self, purpose: str, columns: torch.Tensor) -> torch.Tensor:
+            return torch.full((6, len(columns)), numbers[purpose])
+
+    shown, _ = method.hide(reports, Fixed(batch.study, fresh=True))
+    words = torch.nn.functional.pad(reports.real[:, 1:], (0, 1))
+    assert (shown[words] == piece).all()
+    assert torch.equal(shown[~words], reports.words[~words])
+
+
 def test_sampled_features_keep_their_order_and_their_places():
     features = torch.arange(12.0).view(1, 6, 2).expand(3, -1, -1)
     kept, positions = sample_features(features, torch.rand(3, 6), 4)

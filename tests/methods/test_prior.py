@@ -440,6 +440,15 @@ def test_projections_temperatures_and_prototypes():
     assert big.heads.bank.vectors.std().item() == pytest.approx(1, abs=0.02)
 
 
+def test_projections_start_from_a_deviation_that_keeps_lengths():
+    method = build("vit", variant="official", embed_dim=256, heads=4)
+    # inputs of the image, the patches, the words and the predictor's first layer
+    layers = {method.heads.image: 16, method.heads.patch: 16, method.heads.word: 12, method.predictor[0]: 256}
+    for layer, inputs in layers.items():
+        assert layer.in_features == inputs
+        assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.06)
+
+
 def test_the_mask_takes_cells_or_channels():
     x = torch.ones(8, 16, 2, 2)
     cells = build().masked(x)
