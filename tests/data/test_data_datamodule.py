@@ -200,6 +200,32 @@ def test_a_sample_a_study(mimic_store, tokenizer):
         assert mimic_store.images["study"].to_numpy()[row[row >= 0]].std() == 0
 
 
+def test_one_view_alone(mimic_store, tokenizer):
+    frontal, ap = (
+        module_of(mimic_store, tokenizer, Inputs(only_view=view)).dataset("train", augment=False).views[:, 0]
+        for view in (None, "AP")
+    )
+    view = mimic_store.images["view"].to_numpy()
+    assert set(view[frontal]) == {"AP", "PA"}
+    assert ap.tolist() == [row for row in frontal if view[row] == "AP"]
+    # a study then has its first image of that view
+    inputs = Inputs(sample="study", frontal_only=False, only_view="LATERAL")
+    lateral = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=False).views[:, 0]
+    assert set(view[lateral]) == {"LATERAL"}
+
+
+def test_reports_of_few_sentences_can_be_left_out(mimic_store, tokenizer):
+    def kept(least: int) -> list[int]:
+        inputs = Inputs(sample="study", clean="none", min_sentences=least)
+        data = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=False)
+        return sorted(data.study_of_image[data.views[:, 0]].tolist())
+
+    form = Inputs(clean="none").form
+    count = [len(form.sentences(r)) for r in mimic_store.studies.to_dict("records")]
+    assert kept(5) == [study for study in kept(0) if count[study] >= 5]
+    assert 0 < len(kept(5)) < len(kept(0))
+
+
 def test_labels_of_the_image_where_images_are_labelled(folder_store, tokenizer):
     data = module_of(folder_store, tokenizer, Inputs()).dataset("train", augment=False)
     batch = data[BatchKey(0, 0, np.arange(4))]
@@ -375,6 +401,10 @@ def test_images_larger_than_those_stored(mimic_store, tokenizer):
 def test_no_sample_for_this_method(mimic_store, tokenizer):
     with pytest.raises(UserError, match=r"has no train sample for this method .*min_tokens=9999"):
         module_of(mimic_store, tokenizer, Inputs(min_tokens=9999)).train_dataloader()
+    with pytest.raises(UserError, match=r"has no train sample for this method .*min_sentences=99"):
+        module_of(mimic_store, tokenizer, Inputs(min_sentences=99)).train_dataloader()
+    with pytest.raises(UserError, match=r"method\.inputs\.only_view=ap: .* of the views AP, LATERAL, LL, PA"):
+        module_of(mimic_store, tokenizer, Inputs(only_view="ap")).train_dataloader()
     with pytest.raises(UserError, match="has no holdout sample"):
         module_of(mimic_store, tokenizer).dataset("holdout", augment=False)
 

@@ -36,6 +36,7 @@ def test_words_and_sentences_by_hand(small):
         [],
         [("no", 0, 1), ("[UNK]", 1, 1), ("no", 2, 1)],
     ]
+    assert small.encode(texts).sentence_counts.tolist() == [2, 1, 0, 2]
 
 
 def test_neighbouring_unknown_words_stay_two(small):
@@ -47,6 +48,7 @@ def test_nothing_to_tokenise(small):
         pieces = small.encode(texts)
         assert len(pieces) == len(texts)
         assert pieces.offsets.tolist() == [0] * (len(texts) + 1)
+        assert pieces.sentence_counts.tolist() == [0] * len(texts)
         assert pieces.ids.dtype == pieces.word.dtype == pieces.sentence.dtype == np.int32
 
 

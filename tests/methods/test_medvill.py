@@ -2,6 +2,7 @@ import pytest
 import slow_medvill
 import torch
 from batches import rows_of
+from presets import preset, values
 
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.joint import ATTENTION, attention_mask, picture, sample_features
@@ -70,6 +71,51 @@ def make_batch(method: MedViLL, length: int = LENGTH, labels: list[list[float]] 
 
 both_variants = pytest.mark.parametrize("variant", ["paper", "official"])
 every_attention = pytest.mark.parametrize("attention", ATTENTION)
+
+
+# Recipes
+
+#: what the presets say, of the paper and of the authors' first public code
+RECIPE = {
+    "method.variant": ("paper", "official"),
+    "vision.name": ("resnet50.tv_in1k", "resnet50.tv_in1k"),
+    "vision.weights": ("pretrained", "pretrained"),
+    "vision.image_size": (512, 512),
+    "text.name": ("google-bert/bert-base-uncased", "google-bert/bert-base-uncased"),
+    "text.weights": ("pretrained", "none"),
+    "text.vocab": ("pretrained", "pretrained"),
+    "data.batch_size": (16, 36),  # on eight devices and on one
+    "trainer.max_epochs": (50, 50),
+    "trainer.gradient_clip_val": (None, None),
+    "select": ("last", "last"),
+    "optimizer._target_": ("torch.optim.AdamW", "torch.optim.AdamW"),
+    "optimizer.lr": (1e-5, 1e-5),
+    "optimizer.betas": ([0.9, 0.999],) * 2,
+    "method.weight_decay": (0.0, 0.0),
+    "method.attention": ("bar", "bar"),
+    "method.s2s_share": (0.75, 0.75),
+    "method.mask_share": (0.15, 0.15),
+    "method.loss_weights": ({"mlm": 1.0, "irm": 1.0},) * 2,
+    "method.inputs.sample": ("study", "study"),
+    "method.inputs.only_view": ("AP", "AP"),
+    "method.inputs.sections": ("longer", "longer"),
+    "method.inputs.max_tokens": (253 + 2, 253 + 2),
+    "method.inputs.flip": (0.0, 0.0),
+}
+
+
+@both_variants
+def test_the_preset_has_the_recipe(variant):
+    cfg = preset(f"medvill_{variant}")
+    assert values(cfg, RECIPE) == {key: pair[variant == "official"] for key, pair in RECIPE.items()}
+    assert round(256 * cfg.method.visual_share) == 180
+    assert variant == "paper" or cfg.optimizer.eps == 1e-6
+
+
+def test_the_rate_is_constant(build):
+    cfg = preset("medvill_paper").method
+    method = build(warmup=cfg.warmup, final_lr=cfg.final_lr)
+    assert {method.lr_factor(step, 100) for step in range(100)} == {1.0}
 
 
 # Who sees whom
@@ -180,6 +226,32 @@ def test_a_negative_replaces_only_the_text(build):
     own = (reports.words == batch.text.ids[:, 1:]).all(1)
     assert torch.equal(own, reports.aligned)
     assert 0 < int(reports.aligned.sum()) < len(batch)
+
+
+@both_variants
+def test_half_of_the_images_get_another_report(build, variant):
+    method = build(variant=variant)
+    batch = make_batch(method)
+    share = [method.pair(batch, Draws(batch.study, fresh=True)).aligned.float().mean() for _ in range(300)]
+    assert float(torch.stack(share).mean()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("draw, piece", [(0.0, 0), (0.999, len(VOCAB) - 1)])
+def test_any_piece_of_the_vocabulary_may_replace_a_word(build, draw, piece):
+    method = build()
+    batch = make_batch(method)
+    reports = method.pair(batch, Draws(batch.study, fresh=False))
+    # a number between eight and nine tenths of the share that is hidden
+    numbers = {"hide": 0.85 * method.mask_share, "replacement": draw}
+
+    class Fixed(Draws):
+        def __call__(self, purpose: str, columns: torch.Tensor) -> torch.Tensor:
+            return torch.full((6, len(columns)), numbers[purpose])
+
+    shown, _ = method.hide(reports, Fixed(batch.study, fresh=True))
+    words = torch.nn.functional.pad(reports.real[:, 1:], (0, 1))
+    assert (shown[words] == piece).all()
+    assert torch.equal(shown[~words], reports.words[~words])
 
 
 def test_sampled_features_keep_their_order_and_their_places():

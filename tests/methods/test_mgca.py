@@ -4,14 +4,20 @@ import pytest
 import slow_mgca
 import torch
 from batches import rows_of
+from presets import preset, values
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
+from vlp_bench.losses import contrastive
+from vlp_bench.losses.contrastive import info_nce
+from vlp_bench.losses.local_alignment import attend, clipped_shares, shares, token_contrast
+from vlp_bench.losses.precision import unit
+from vlp_bench.losses.prototypes import sinkhorn
 from vlp_bench.losses.words import word_slots
-from vlp_bench.methods import mgca_official
+from vlp_bench.methods import mgca, mgca_official
 from vlp_bench.methods.mgca import MGCA, gather_words
 from vlp_bench.types import StudyBatch, TextFeatures, Tokens
 
@@ -210,7 +216,83 @@ def test_prototypes_stay_in_the_first_epoch_and_move_in_the_second(build):
     assert {"train/top1", "val/top5", "val/loss"} <= method.trainer.logged_metrics.keys()
 
 
+#: what the presets say, of paper and supplement and of the authors' code
+RECIPE = {
+    "method.variant": ("paper", "official"),
+    "vision.name": ("deit_base_patch16_224", "deit_base_patch16_224"),
+    "vision.weights": ("pretrained", "pretrained"),
+    "vision.mean": (0.0, 0.5),
+    "vision.std": (1.0, 0.5),
+    "text.name": ("emilyalsentzer/Bio_ClinicalBERT", "emilyalsentzer/Bio_ClinicalBERT"),
+    "text.architecture": ({"num_hidden_layers": 6},) * 2,
+    "data.batch_size": (72, 72),  # on each of two devices
+    "trainer.max_epochs": (50, 50),
+    "trainer.precision": ("16-mixed", "32-true"),
+    "trainer.sync_batchnorm": (None, None),
+    "trainer.gradient_clip_val": (None, None),
+    "select": ("val/loss", "val/loss"),
+    "early_stop": ({"monitor": "val/loss", "patience": 5},) * 2,
+    "optimizer": ({"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 2e-5, "betas": [0.9, 0.999]},) * 2,
+    "method.warmup": (0.4, 0.4),
+    "method.final_lr": (1e-8 / 2e-5, 1e-8 / 2e-5),
+    "method.weight_decay": (0.05, 0.05),
+    "method.decay_all": (False, True),
+    "method.temperatures": ({"instance": 0.07, "token": 0.1, "prototype": 0.2},) * 2,
+    "method.epsilon": (0.05, 0.05),
+    "method.sinkhorn_iterations": (3, 3),
+    "method.freeze_prototypes_epochs": (1, 1),
+    "method.embed_dim": (128, 128),
+    "method.hidden_dim": (2048, 2048),
+    "method.prototypes": (500, 500),
+    "method.loss_weights": ({"instance": 1.0, "token": 1.0, "prototype": 1.0},) * 2,
+    "method.inputs.sample": ("image", "image"),
+    "method.inputs.frontal_only": (True, True),
+    "method.inputs.sections": ("impression_findings", "impression_findings"),
+    "method.inputs.clean": ("alphanumeric", "alphanumeric"),
+    "method.inputs.max_tokens": (112, 112),
+    "method.inputs.min_tokens": (3, 3),
+    "method.inputs.flip": (0.0, 0.0),
+}
+
+
+@both_variants
+def test_the_preset_has_the_recipe(variant):
+    expected = {key: pair[variant == "official"] for key, pair in RECIPE.items()}
+    assert values(preset(f"mgca_{variant}"), RECIPE) == expected
+
+
 # What the authors' code does otherwise
+
+
+def test_the_paper_contrasts_and_clusters_all_processes_and_the_code_one(build, monkeypatch):
+    # two processes, the other of which has other rows
+    monkeypatch.setattr(contrastive, "gather", lambda x: torch.cat([x, x.roll(1, 1)]))
+    monkeypatch.setattr(mgca, "all_reduce", lambda x: 2 * x + 1)
+    v, t, logits = unit(torch.randn(4, 8)), unit(torch.randn(4, 8)), torch.randn(4, 6)
+    paper, official = build(), build(variant="official")
+    everywhere = [info_nce(a, torch.cat([b, b.roll(1, 1)]), 0.07) for a, b in ((v, t), (t, v))]
+    torch.testing.assert_close(list(paper.instance_terms(v, t)), everywhere)
+    here = [info_nce(v, t, 0.07), info_nce(t, v, 0.07)]
+    torch.testing.assert_close(list(official.instance_terms(v, t)), here)
+    torch.testing.assert_close(paper.codes(logits), sinkhorn(logits, 0.05, 3, lambda x: 2 * x + 1))
+    torch.testing.assert_close(official.codes(logits), sinkhorn(logits, 0.05, 3))
+
+
+def test_official_clips_weights_and_leaves_what_a_vit_patch_attended_as_it_is():
+    p, w = unit(torch.randn(2, 7, 8)), unit(torch.randn(2, 5, 8))
+    saliency, weight, mask = torch.rand(2, 7), torch.rand(2, 5), torch.tensor([[True] * 5, [True, True] + [False] * 3])
+    attended = attend(p, w, 0.1, mask)
+    vit, cnn = (mgca_official.contrast_tokens(p, w, s, weight * mask, mask, 0.1) for s in (saliency, None))
+    words = token_contrast(w, unit(attend(w, p, 0.1)), clipped_shares(weight * mask), 0.1)
+    of_vit = token_contrast(p, attended, clipped_shares(saliency), 0.1)
+    of_cnn = token_contrast(p, unit(attended), shares(torch.ones(2, 7)), 0.1)
+    torch.testing.assert_close(vit, (*words, *of_vit))
+    torch.testing.assert_close(cnn, (*words, *of_cnn))
+    # words that there are not weigh nothing, are not attended to, and yet are negatives
+    other = torch.where(mask[..., None], w, unit(torch.randn(2, 5, 8)))
+    changed = mgca_official.contrast_tokens(p, other, saliency, weight * mask, mask, 0.1)
+    assert all(float((a - b).abs()) > 1e-4 for a, b in zip(changed[:2], vit[:2], strict=True))
+    torch.testing.assert_close(changed[2:], vit[2:])
 
 
 def test_official_has_no_positions_types_nor_attention(build):

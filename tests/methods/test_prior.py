@@ -6,18 +6,25 @@ import pytest
 import slow_prior
 import torch
 from batches import rows_of
+from presets import preset, values
 from pytorch_lightning import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.decoders import ImageDecoder
+from vlp_bench.encoders.pooling import SentencePool
 from vlp_bench.encoders.prototypes import SentenceBank
 from vlp_bench.encoders.sentence_aligner import Sentences, channel_major
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
+from vlp_bench.losses import contrastive
+from vlp_bench.losses.contrastive import info_nce
+from vlp_bench.losses.precision import unit
 from vlp_bench.losses.reconstruction import assign, pick
+from vlp_bench.losses.siamese import negative_cosine
+from vlp_bench.methods import prior
 from vlp_bench.methods.prior import PRIOR, Stages, anneal
 from vlp_bench.types import StudyBatch, Tokens
 
@@ -154,6 +161,73 @@ def test_softmax_attention_makes_the_weights_of_a_query_compete():
         assert torch.all(context.patch_to_sentence[1, :, 2:] == 0)
 
 
+# Recipes
+
+ADAM = {"_partial_": True, "lr": 1e-5, "betas": [0.9, 0.999]}
+#: what the presets say, of paper and supplement and of the authors' code
+RECIPE = {
+    "method.variant": ("paper", "official"),
+    "vision.name": ("resnet50.tv_in1k", "resnet50.tv_in1k"),
+    "vision.weights": ("pretrained", "pretrained"),
+    "vision.image_size": (224, 224),
+    "vision.mean": (0.4755, 0.4755),
+    "vision.std": (0.3011, 0.3011),
+    "text.name": ("emilyalsentzer/Bio_ClinicalBERT", "emilyalsentzer/Bio_ClinicalBERT"),
+    "text.weights": ("pretrained", "pretrained"),
+    "data.batch_size": (64, 98),  # on two devices and on six
+    "trainer.max_epochs": (100, 150),
+    "trainer.precision": ("16-mixed", "16-mixed"),
+    "trainer.sync_batchnorm": (True, True),
+    "trainer.gradient_clip_val": (None, None),
+    "select": ("last", "last"),
+    "optimizer": (ADAM | {"_target_": "torch.optim.Adam"}, ADAM | {"_target_": "torch.optim.AdamW"}),
+    "method.weight_decay": (1e-6, 1e-6),
+    "method.decay_all": (True, True),
+    "method.stages.lengths": ([20, 30, 50], [20, 30, 100]),
+    "method.stages.warmup": ([1, 1, 5], [1, 1, 5]),
+    "method.temperatures": ({"reports": 0.01, "sentences": 0.01},) * 2,
+    "method.gumbel.decay": ("exponential", "fixed"),
+    "method.gumbel.start": (0.9, 0.9),
+    "method.gumbel.end": (0.01, 0.09),
+    "method.normalised_prototypes": (True, False),
+    "method.prototypes": (512, 512),
+    "method.embed_dim": (768, 768),
+    "method.heads": (8, 8),
+    "method.queries": (16, 16),
+    "method.sentence_pool": ("attention", "mean"),
+    "method.attention": ("sigmoid", "sigmoid"),
+    "method.image_mask": (0.5, 0.5),
+    "method.decoder": tuple({"layers": n, "heads": 12, "hidden": 3072, "dropout": 0.1} for n in (6, 8)),
+    "method.loss_weights": (WEIGHTS, WEIGHTS),
+    "method.inputs.sample": ("study", "study"),
+    "method.inputs.frontal_only": (True, True),
+    "method.inputs.sections": ("impression_findings", "impression_findings"),
+    "method.inputs.min_sentences": (4, 4),
+    "method.inputs.max_tokens": (256, 256),
+    "method.inputs.shuffle_sentences": (True, True),
+    "method.inputs.flip": (0.0, 0.0),
+}
+
+
+@both_variants
+def test_the_preset_has_the_recipe(variant):
+    cfg = preset(f"prior_{variant}")
+    assert values(cfg, RECIPE) == {key: pair[variant == "official"] for key, pair in RECIPE.items()}
+    stages = Stages(**values(cfg, ["method.stages"])["method.stages"])
+    epochs = sum(stages.lengths)
+    rates = [cfg.optimizer.lr * stages.lr_factor(step, 100 * epochs) for step in range(100 * epochs)]
+    first, last = [100 * n for n in (0, 20, 50)], 5e-6 if variant == "official" else 1e-5
+    assert [rates[i] for i in first] == pytest.approx([1e-7, 1e-7, last / 500])
+    assert [max(rates[a:b]) for a, b in zip(first, [*first[1:], None], strict=True)] == pytest.approx(
+        [1e-5, 1e-5, last]
+    )
+
+
+def test_all_parameters_decay_alike():
+    (group,) = build().parameter_groups()
+    assert group["weight_decay"] == 1e-6
+
+
 # The path of training
 
 
@@ -257,7 +331,63 @@ def test_processes_are_told_that_parameters_wait_for_their_stage():
     assert method.trainer.strategy._ddp_kwargs["find_unused_parameters"] is True
 
 
+def test_the_sentence_is_the_mean_of_its_pieces():
+    x, slots = torch.randn(1, 5, 16), torch.tensor([[-1, 0, 0, 1, -1]])
+    vectors, mask = SentencePool("mean", 16)(x, slots, 3)
+    torch.testing.assert_close(vectors[0], torch.stack([x[0, 1:3].mean(0), x[0, 3], torch.zeros(16)]))
+    assert mask.tolist() == [[True, True, False]]
+
+
+def test_what_is_predicted_has_no_gradient():
+    predicted, target = torch.randn(2, 3, 8, requires_grad=True), torch.randn(2, 3, 8, requires_grad=True)
+    negative_cosine(predicted, target).backward()
+    assert predicted.grad is not None
+    assert target.grad is None
+
+
+def test_what_was_generated_is_drawn_from_the_bank_anew():
+    method, drawn = build(stage=3), []
+    method.noise = lambda like: drawn.append(PRIOR.noise(method, like)) or drawn[-1]
+    method.losses(make_batch(method))
+    assert len(drawn) == 2
+    assert not torch.equal(*drawn)
+
+
+@both_variants
+def test_the_image_to_be_drawn_is_whole_and_the_reports_part_of_it_unmasked(variant):
+    method, seen = build(variant=variant, stage=3), []
+    method.image_decoder.register_forward_hook(lambda _, args, out: seen.append((*args, out)))
+    batch = make_batch(method)
+    got = method.losses(batch)["image_reconstruction"]
+    patches, context, drawn = seen[0]
+    assert (patches == 0).float().mean().item() == pytest.approx(0.5, abs=0.3)
+    assert not (context == 0).any()
+    target = (batch.frontal / 255.0 - method.vision.mean) / method.vision.std
+    torch.testing.assert_close(got, (drawn - target[:, :1]).abs().mean())
+
+
 # What the variants do differently
+
+
+def test_images_are_compared_across_processes_and_sentences_counted_so_in_the_paper_alone(monkeypatch):
+    # two processes, the other of which has other rows, and twice the sentences on average
+    monkeypatch.setattr(contrastive, "gather", lambda x: torch.cat([x, x.roll(1, 1)]))
+    monkeypatch.setattr(prior, "mean_count", lambda x: 2.0 * x)
+    v, t = torch.randn(3, 16), torch.randn(3, 16)
+    for variant, count in (("paper", 12), ("official", 6)):
+        method = build(variant=variant)
+        there, back = (info_nce(unit(a), torch.cat([unit(b), unit(b).roll(1, 1)]), 0.1) for a, b in ((v, t), (t, v)))
+        torch.testing.assert_close(method.contrast(v, t), (there + back) / 2)
+        assert float(method.sentence_count(torch.ones(2, 3, dtype=torch.bool))) == count
+
+
+def test_the_learned_temperature_has_no_bounds():
+    method = build(variant="official")
+    v, t = unit(torch.randn(3, 16)), unit(torch.randn(3, 16))
+    for scale in (0.01, 1000.0):
+        torch.nn.init.constant_(method.heads.log_scale, math.log(scale))
+        expected = (info_nce(v, t, 1 / scale) + info_nce(t, v, 1 / scale)) / 2
+        torch.testing.assert_close(method.contrast(v, t), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_patches_are_cells_or_rows_of_memory():
@@ -308,6 +438,15 @@ def test_projections_temperatures_and_prototypes():
     torch.testing.assert_close(normalised.heads.bank.vectors.abs().sum(1), torch.ones(6))
     big = build(prototypes=2000)
     assert big.heads.bank.vectors.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_projections_start_from_a_deviation_that_keeps_lengths():
+    method = build("vit", variant="official", embed_dim=256, heads=4)
+    # inputs of the image, the patches, the words and the predictor's first layer
+    layers = {method.heads.image: 16, method.heads.patch: 16, method.heads.word: 12, method.predictor[0]: 256}
+    for layer, inputs in layers.items():
+        assert layer.in_features == inputs
+        assert layer.weight.std().item() == pytest.approx(inputs**-0.5, rel=0.06)
 
 
 def test_the_mask_takes_cells_or_channels():

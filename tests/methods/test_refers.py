@@ -6,16 +6,22 @@ import slow_refers
 import torch
 import torch.nn.functional as F
 from batches import rows_of
+from presets import preset, values
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
 from vlp_bench.encoders import bundle
+from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.engine import build as engine
 from vlp_bench.errors import UserError
+from vlp_bench.losses import contrastive
 from vlp_bench.losses.contrastive import info_nce
 from vlp_bench.losses.precision import unit
+from vlp_bench.methods import refers
 from vlp_bench.methods.refers import REFERS
+from vlp_bench.methods.refers_official import PatchGates
 from vlp_bench.optim import look_ahead, multiplier
 from vlp_bench.types import StudyBatch, Tokens
 
@@ -161,6 +167,68 @@ def test_bfloat16_is_finite(build, kind, variant):
     assert all(p.grad.isfinite().all() for p in method.parameters())
 
 
+# Recipes
+
+#: what the presets say, of the paper and of the authors' code
+RECIPE = {
+    "method.variant": ("paper", "official"),
+    "vision.name": ("vit_base_patch16_224", "vit_base_patch16_224.orig_in21k"),
+    "vision.weights": ("none", "pretrained"),
+    "text.name": ("emilyalsentzer/Bio_ClinicalBERT", "emilyalsentzer/Bio_ClinicalBERT"),
+    "text.weights": ("pretrained", "pretrained"),
+    "data.batch_size": (32, 2),
+    "trainer.max_steps": (300_000, 400_000),
+    "trainer.precision": ("16-mixed", "16-mixed"),
+    "trainer.gradient_clip_val": (None, 10.0),
+    "select": ("val/loss", "last"),
+    "optimizer": ({"_target_": "torch.optim.SGD", "_partial_": True, "lr": 3e-3, "momentum": 0.9},) * 2,
+    "method.schedule": ("cosine", "cosine"),
+    "method.text_lr_scale": (0.1, 0.1),
+    "method.weight_decay": (1e-4, 1e-4),
+    "method.decay_all": (False, False),
+    "method.temperature": (0.1, 0.1),
+    "method.loss_weights": ({"report": 1.0, "consistency": 1.0},) * 2,
+    "method.views": (3, 3),
+    "method.bidirectional": (False, False),
+    "method.decoder": ({"width": 1024, "heads": 16, "feedforward": 4096, "layers": 1, "dropout": 0.1},) * 2,
+    "method.inputs.sample": ("study", "study"),
+    "method.inputs.frontal_only": (False, False),
+    "method.inputs.max_tokens": (100, 100),
+    "method.inputs.min_tokens": (3, 3),
+    "method.inputs.flip": (0.5, 0.5),
+}
+
+
+@both_variants
+def test_the_preset_has_the_recipe(variant):
+    cfg = preset(f"refers_{variant}")
+    assert values(cfg, RECIPE) == {key: pair[variant == "official"] for key, pair in RECIPE.items()}
+    assert round(cfg.method.warmup * cfg.trainer.max_steps) == 10_000
+
+
+@both_variants
+def test_the_image_encoder_of_the_preset(variant):
+    small = ["vision.weights=none", *(f"+vision.architecture.{k}" for k in ("depth=1", "embed_dim=16", "num_heads=2"))]
+    trunk = engine.vision(preset(f"refers_{variant}", *small).vision).trunk
+    block = trunk.blocks[0]
+    assert type(block.mlp.act) is (torch.nn.ReLU if variant == "paper" else torch.nn.GELU)
+    assert getattr(block.mlp.act, "approximate", "none") == "none"
+    assert block.norm1.eps == trunk.norm.eps == 1e-6
+    assert [d.p for d in (trunk.pos_drop, block.mlp.drop1, block.mlp.drop2, block.attn.attn_drop)] == [0.1, 0.1, 0.1, 0]
+    # the paper starts [CLS] from zero; timm from what is as good as that
+    assert trunk.cls_token.abs().max() < 1e-4
+    assert trunk.pos_embed.std() > 1e-3
+
+
+def test_parts_have_the_size_of_the_authors():
+    sizes = values(preset("refers_official"), ["method.decoder"])["method.decoder"]
+    with torch.device("meta"):
+        decoder = ReportDecoder(10_000, 0, 768, **sizes)
+        gates = PatchGates(3, 768)
+    assert sum(p.numel() for p in decoder.parameters()) == 27_938_576
+    assert sum(p.numel() for p in gates.parameters()) == 6_915
+
+
 # Views
 
 
@@ -267,6 +335,27 @@ def test_the_reports_direction_is_a_number_in_the_code(build):
     torch.testing.assert_close(loss, 0.75 * there + 0.25 * back)
     got, expected = torch.autograd.grad(loss, (v, t)), torch.autograd.grad(0.75 * there, (v, t))
     torch.testing.assert_close(got, expected)
+
+
+def test_the_paper_compares_all_processes_and_the_code_one(build, monkeypatch):
+    # two processes, the other of which has other rows, and twice the words on average
+    for module in (refers, contrastive):
+        monkeypatch.setattr(module, "gather", lambda x: torch.cat([x, x.roll(1, 1)]))
+    monkeypatch.setattr(refers, "mean_count", lambda x: 2 * x)
+    v, t = torch.randn(4, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
+    paper, official = build(), build(variant="official")
+    everywhere = info_nce(unit(v), torch.cat([unit(t), unit(t).roll(1, 1)]), 0.1)
+    torch.testing.assert_close(paper.consistency(v, t), everywhere)
+    here = 0.75 * info_nce(unit(v), unit(t), 0.1) + 0.25 * info_nce(unit(t), unit(v), 0.1)
+    torch.testing.assert_close(official.consistency(v, t), here)
+    assert [float(m.average(torch.tensor(3.0))) for m in (paper, official)] == [6, 3]
+
+
+@both_variants
+def test_the_temperature_is_a_constant(build, variant):
+    method = build(variant=variant)
+    assert isinstance(method.temperature, float)
+    assert not [n for n, p in method.named_parameters() if p.ndim == 0]
 
 
 def test_an_unknown_word_is_padding_in_the_code_alone(build):

@@ -28,9 +28,11 @@ class Inputs:
         sample: `image`: one sample per allowed image; `study`: one per study, with up to `views` of its images.
         views: V of the batch.
         frontal_only: leave lateral views out.
+        only_view: leave out all images but those of this view, such as AP; None keeps every view.
         sections: see TextForm.
         clean: see TextForm.
         min_tokens: see TextForm.
+        min_sentences: leave out reports with fewer sentences.
         max_tokens: longest text, [CLS] and [SEP] included.
         shuffle_sentences: draw the order of the sentences anew each time, in training.
         flip: chance of a left-right flip of image and report, in training.
@@ -45,6 +47,8 @@ class Inputs:
     max_tokens: int = 112
     shuffle_sentences: bool = False
     flip: float = 0.0
+    only_view: str | None = None
+    min_sentences: int = 0
 
     @property
     def form(self) -> TextForm:
@@ -183,7 +187,7 @@ class StudyDataset(Dataset[StudyBatch]):
         augment: draw crops, flips and orders; otherwise the centre and the given order.
 
     Raises:
-        UserError: no sample is left, or the stored images are too small.
+        UserError: no sample is left, no image is of the view, or the stored images are too small.
     """
 
     def __init__(
@@ -201,6 +205,12 @@ class StudyDataset(Dataset[StudyBatch]):
                 f"vision.image_size={image_size} is larger than the images in {store.path} ({store.size} px). "
                 f"Prepare with data.store_size={image_size} or more, or choose a smaller image size."
             )
+        views = sorted(set(store.images["view"]) - {""})
+        if inputs.only_view not in (None, *views):
+            raise UserError(
+                f"method.inputs.only_view={inputs.only_view}: the images in {store.path} are of the views "
+                f"{', '.join(views) or 'that nobody named'}."
+            )
         self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
         self.image_size, self.seed, self.augment = image_size, seed, augment
         self.plain, self.mirrored = store.pieces(tokenizer, inputs.form)
@@ -208,7 +218,8 @@ class StudyDataset(Dataset[StudyBatch]):
         if len(self.views) == 0:
             raise UserError(
                 f"{store.path} has no {split} sample for this method (sections={inputs.sections}, "
-                f"min_tokens={inputs.min_tokens}, frontal_only={inputs.frontal_only})."
+                f"min_tokens={inputs.min_tokens}, min_sentences={inputs.min_sentences}, "
+                f"frontal_only={inputs.frontal_only}, only_view={inputs.only_view})."
             )
         self.study_of_image = store.images["study"].to_numpy()
         self.study_ids = store.studies["study_id"].to_numpy()
@@ -226,9 +237,12 @@ class StudyDataset(Dataset[StudyBatch]):
         """Image rows of each sample, int64 (samples, V), -1 where there is none."""
         images, inputs = self.store.images, self.inputs
         long_enough = self.store.long_enough(self.tokenizer, inputs.form)
+        long_enough &= self.plain.sentence_counts >= inputs.min_sentences
         use = (images["split"] == split).to_numpy() & long_enough[images["study"].to_numpy()]
         if inputs.frontal_only:
             use &= images["frontal"].to_numpy()
+        if inputs.only_view is not None:
+            use &= (images["view"] == inputs.only_view).to_numpy()
         rows = np.flatnonzero(use)
         if inputs.sample == "image":
             table = np.full((len(rows), inputs.views), -1, np.int64)

@@ -34,6 +34,14 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    @property
+    def sentence_counts(self) -> np.ndarray:
+        """How many sentences each text has, int64 (N,)."""
+        counts = np.zeros(len(self), np.int64)
+        filled = np.diff(self.offsets) > 0
+        counts[filled] = self.sentence[self.offsets[1:][filled] - 1] + 1
+        return counts
+
 
 class Tokenizer:
     """WordPiece over a BERT vocabulary.

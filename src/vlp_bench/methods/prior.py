@@ -17,20 +17,26 @@ Batches of validation always get the third objective, so that epochs of differen
 pooling, weights, initial values, zero vectors for missing sentences). `variant=official` does what that code does.
 Every difference:
 
-    |                      | paper                                | official                                          |
-    |----------------------|--------------------------------------|---------------------------------------------------|
-    | patches              | cells of the last map                | rows of its raw memory, channels and space mixed  |
-    | projections          | four heads of two layers             | three linear layers, none for the whole report    |
-    | temperatures         | constant                             | learned                                           |
-    | image that is masked | half of the cells                    | half of the channels                              |
-    | upsampling block     | convolution, ReLU, batch norm        | convolution, batch norm, ReLU                     |
-    | sentence decoder     | every query sees every other         | a query sees those before it                      |
-    | matched vectors      | the optimal pairs                    | the inverse of that permutation                   |
-    | mean over sentences  | of all processes                     | of one process                                    |
+    |                      | paper                          | official                             | source of paper |
+    |----------------------|--------------------------------|--------------------------------------|-----------------|
+    | patches              | cells of the last map          | rows of its raw memory, channels and | suppl. 2.2      |
+    |                      |                                | space mixed                          |                 |
+    | projections          | four heads of two layers       | three linear layers, none for the    | suppl. 2.2      |
+    |                      |                                | whole report                         |                 |
+    | temperatures         | constant                       | learned, without bounds              | main paper      |
+    | image that is masked | half of the cells              | half of the channels                 | main paper      |
+    | upsampling block     | convolution, ReLU, batch norm  | convolution, batch norm, ReLU        | suppl., CCR     |
+    | sentence decoder     | every query sees every other   | a query sees those before it         | main paper      |
+    | matched vectors      | the optimal pairs              | the inverse of that permutation      | suppl., CCR     |
+    | mean over sentences  | of all processes               | of one process                       | implied         |
 
-In the presets, not here: pooling of pieces by attention or mean, layers of the decoder, the schedule of the Gumbel
-temperature, the L1 norm of the first prototypes, lengths and learning rates of the stages.
-Both: no noise outside of training (the code draws it then, too).
+    Both: a report is pooled by attention whose query is the mean of its sentences (supplement 2.2); a sentence is told
+    from those of its own report alone; no noise outside of training (the code draws it then, too).
+    In the presets, not here: pooling of pieces by attention or mean, layers of the decoder, the schedule of the Gumbel
+    temperature, the L1 norm of the first prototypes, optimiser, batch, lengths and learning rates of the stages, the
+    four sentences of the shortest report.
+    Not here, of the code: images mirrored and turned, any frontal image of a study (here its first), sentences glued
+    together without a blank before they are cut into pieces.
 
 The supplement ablates `attention` (table 3).
 """

@@ -9,27 +9,30 @@ One vision transformer encodes the views of a study, which are fused and supervi
 it takes the value of the authors' code. The width of the fusion network is ours, as that code has none.
 `variant=official` does what the code does. Every difference:
 
-    |                          | paper                              | official                                  |
-    |--------------------------|------------------------------------|-------------------------------------------|
-    | recurrent concatenation  | [CLS] beside every patch           | [CLS] added to every patch                |
-    | view fusion              | network, softmax over the views;   | one linear layer a view, sigmoid; a gate  |
-    |                          | one weight a view                  | for each patch of each view               |
-    | feature of a study       | fused                              | [CLS] of the views, not fused             |
-    | fewer than V images      | all, then one of them again        | V draws with replacement                  |
-    | more than V images       | V of them                          | V draws with replacement                  |
-    | consistency              | image to report                    | 0.75 image to report, and 0.25 report to  |
-    |                          |                                    | image as a number without gradient        |
-    | contrast over            | all processes                      | one process                               |
-    | mean of the words' loss  | over all processes                 | over one process                          |
-    | [UNK] in a report        | a word                             | padding: not read, not predicted          |
-    | learning rate of decoder | that of the text encoder           | that of the image encoder                 |
-    | decay of BERT's norms    | no                                 | yes                                       |
-    | Lookahead                | no                                 | 5 steps, 0.5                              |
+    |                          | paper                       | official                           | source of paper   |
+    |--------------------------|-----------------------------|------------------------------------|-------------------|
+    | recurrent concatenation  | [CLS] beside every patch    | [CLS] added to every patch         | transformer       |
+    | view fusion              | network, softmax over the   | one linear layer a view, sigmoid;  | cross-supervision |
+    |                          | views; one weight a view    | a gate for each patch of each view |                   |
+    | feature of a study       | fused                       | [CLS] of the views, not fused      | cross-supervision |
+    | fewer than V images      | all, then one of them again | V draws with replacement           | cross-supervision |
+    | more than V images       | V of them                   | V draws with replacement           | cross-supervision |
+    | consistency              | image to report             | 0.75 image to report, and 0.25     | cross-supervision |
+    |                          |                             | report to image as a number        |                   |
+    |                          |                             | without gradient                   |                   |
+    | contrast over            | all processes               | one process                        | implied           |
+    | mean of the words' loss  | over all processes          | over one process                   | implied           |
+    | [UNK] in a report        | a word                      | padding: not read, not predicted   | implied           |
+    | learning rate of decoder | that of the text encoder    | that of the image encoder          | training          |
+    | decay of BERT's norms    | no                          | yes                                | training          |
+    | Lookahead                | no                          | 5 steps, 0.5                       | training          |
 
+    Sources are the paper's methods: Radiograph Transformer, Cross-supervised Learning, Training and testing.
     Both: the decoder is given the true words before a token; the paper's formula conditions on those it predicted,
     and its text says nothing else of them. In validation and with `eval()` views come in order and the first is the one
     that is repeated.
-    In the presets, not here: rate, batch, steps, clipping, image weights, ReLU, dropout of the image encoder.
+    In the presets, not here: rate, batch, steps, clipping, the epoch that is kept, image weights, ReLU, dropout of the
+    image encoder.
     Alike by another name: a position that is concatenated to a patch before a linear layer is one that is added.
     Not here: rotation, brightness and contrast of the paper; of the code, crops of 5 to 100 %, colour, mirroring of
     single views while the report follows the first, words mirrored in part ("bright"), a vocabulary of the decoder's
