@@ -33,7 +33,7 @@ def test_the_command_lines_trainer_wins_over_the_plans(tmp_path):
     job = next(iter(benchmark.pretraining_jobs(plan("demo")).values()))
     before, _ = job.compose(tmp_path, tmp_path, None)
     after, _ = job.compose(tmp_path, tmp_path, None, ["trainer=gpu_bf16", "trainer.max_epochs=3"])
-    assert (before.trainer.accelerator, before.trainer.max_epochs) == ("cpu", 18)
+    assert (before.trainer.accelerator, before.trainer.max_epochs) == ("cpu", 8)
     assert (after.trainer.accelerator, after.trainer.max_epochs) == ("gpu", 3)
     assert after.data.studies == before.data.studies
 
@@ -70,7 +70,7 @@ def test_a_failed_job_costs_its_own_cells_only(tmp_path, monkeypatch):
 
     monkeypatch.setattr(benchmark, "pretrain", Verb("pretrain"))
     monkeypatch.setattr(benchmark, "evaluate", Verb("evaluate"))
-    failed = benchmark.run_plan(plan("sanity"), tmp_path, tmp_path)
+    failed = benchmark.run_plan(plan("smoke", "plan.pretrain_seeds=[0, 1, 2]"), tmp_path, tmp_path)
     assert [(job.label, reason) for job, reason in failed] == [("pre-train mgca, seed 1", "no room")]
     assert sum(verb == "pretrain" for verb, _ in ran) == 2
     backbones = [backbone for verb, backbone in ran if verb == "evaluate"]
