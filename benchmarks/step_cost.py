@@ -5,8 +5,8 @@
 Sizes are those at which the authors' code was timed: BERT-base and ResNet-50 or ViT-B/16 from random weights, reports
 of about 60 words. Three figures of each case:
 
-    overhead   the step, beside its dense networks alone (encoders, projection heads, poolings, decoders, output layers).
-               The calls that one step makes of them are recorded and repeated with the same inputs and gradients.
+    overhead   the step, beside its networks alone: encoders, projection heads, poolings, decoders, output layers. The
+               calls that one step makes of them are recorded and repeated with the same inputs and gradients.
     work       the step, beside plain encoders in float32 with reports padded as the authors pad them.
     speed-up   (official step / official encoders, both measured by others) / work
 
@@ -77,14 +77,16 @@ class Case:
     official: tuple[float, float] | None = None
 
 
-BERT = ("text.architecture={hidden_size: 768, num_hidden_layers: %d, num_attention_heads: 12, intermediate_size: 3072}",)
-RESNET = ("vision=resnet50", BERT[0] % 12)
+BERT = (
+    "text.architecture={hidden_size: 768, num_hidden_layers: %d, num_attention_heads: 12, intermediate_size: 3072}",
+)
+RESNET = ("vision=resnet50", BERT % 12)
 CASES = {
     "mgca_resnet50": Case(
-        ("method=mgca", "vision=resnet50", "vision.upsample_to=299", BERT[0] % 6), 8, official=(5.80, 4.41)
+        ("method=mgca", "vision=resnet50", "vision.upsample_to=299", BERT % 6), 8, official=(5.80, 4.41)
     ),
-    "mgca_vit": Case(("method=mgca", "vision=vit_b16", BERT[0] % 6), 8, official=(8.26, 7.83)),
-    "refers": Case(("method=refers", "vision=vit_b16", BERT[0] % 12), 4, 3, 100, (12.98, 12.26)),
+    "mgca_vit": Case(("method=mgca", "vision=vit_b16", BERT % 6), 8, official=(8.26, 7.83)),
+    "refers": Case(("method=refers", "vision=vit_b16", BERT % 12), 4, 3, 100, (12.98, 12.26)),
     "prior_stage1": Case(("method=prior", "method.stage=1", *RESNET), 8, padded=256, official=(10.72, 11.68)),
     "prior_stage2": Case(("method=prior", "method.stage=2", *RESNET), 8, padded=256, official=(9.89, 11.68)),
     "prior_stage3": Case(("method=prior", "method.stage=3", *RESNET), 8, padded=256, official=(17.49, 11.68)),
@@ -192,6 +194,14 @@ def reports(batch: int, special: tuple[int, int, int], length: int | None = None
     return Tokens(ids, mask, word.masked_fill(~inner, -1), sentence.masked_fill(~inner, -1), 7)
 
 
+def write_vocabulary(folder: Path) -> Path:
+    """Made-up word pieces, as many as Bio_ClinicalBERT has."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
+    path = folder / "vocab.txt"
+    path.write_text("\n".join(words) + "\n")
+    return path
+
+
 def build_case(case: Case, vocabulary: Path, device: str) -> tuple[VLPMethod, StudyBatch]:
     """The method, and a batch for it."""
     torch.manual_seed(0)
@@ -290,9 +300,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     rows = ["| case | step, s | overhead | work | speed-up |", "|---|---|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder, bars() as display:
-        vocabulary = Path(folder) / "vocab.txt"
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(VOCABULARY - 5))]
-        vocabulary.write_text("\n".join(words) + "\n")
+        vocabulary = write_vocabulary(Path(folder))
         task = display.add_task("cases", total=len(options.only))
         for name in options.only:
             display.update(task, description=name)

@@ -169,9 +169,9 @@ def assemble(
 
     ids = framed(pieces.ids, tokenizer.cls, tokenizer.sep, tokenizer.pad)
     mask = torch.arange(ids.shape[1])[None] < torch.from_numpy(kept)[:, None] + 2
-    sentence = framed(pieces.sentence, -1, -1, -1)
-    starts = (sentence >= 0) & (sentence != sentence.roll(1, dims=1))
-    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), sentence, max(starts.sum(1).tolist(), default=0))
+    numbers = framed(pieces.sentence, -1, -1, -1)
+    starts = (numbers >= 0) & (numbers != numbers.roll(1, dims=1))
+    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), numbers, max(starts.sum(1).tolist(), default=0))
 
 
 class StudyDataset(Dataset[StudyBatch]):
