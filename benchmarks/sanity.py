@@ -3,8 +3,8 @@
     vlp-bench benchmark plan=sanity && python benchmarks/sanity.py [--out docs/sanity.md]
 
 Exits with 1 where a method's gain over the random encoder of the same seed has zero in its t-interval, where a method
-that aligns images with reports finds the own report among five less than `FAR` times as often as chance, or where a decoder's perplexity is not
-below that of a bigram model.
+that aligns images with reports finds the own report among five less than `FAR` times as often as chance, or where a
+decoder's perplexity is not below that of a bigram model.
 """
 
 import argparse
