@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 FAST := -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-all demo smoke sanity bench notebooks wheel fidelity clean
+.PHONY: help setup lint format test test-all demo smoke sanity bench cost notebooks wheel fidelity clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,12 +40,15 @@ demo: $(STAMP)  ## data, pre-training, evaluation and a report, in minutes
 smoke: $(STAMP)  ## the same in seconds, with numbers that mean nothing
 	$(BIN)/vlp-bench benchmark plan=smoke
 
-sanity: $(STAMP)  ## does pre-training help? 3 seeds on synthetic data (resumable, about half an hour)
+sanity: $(STAMP)  ## does pre-training help? 3 seeds on synthetic data (resumable, about an hour)
 	$(BIN)/vlp-bench benchmark plan=sanity
 	$(BIN)/python benchmarks/sanity.py
 
 bench: $(STAMP)  ## speed of the data path, beside the naive one
 	$(BIN)/python benchmarks/data_path.py
+
+cost: $(STAMP)  ## what a training step costs beside its networks (about 20 minutes)
+	$(BIN)/python benchmarks/step_cost.py
 
 notebooks: $(STAMP)  ## run the notebooks
 	$(BIN)/python -m pytest tests/test_notebooks.py

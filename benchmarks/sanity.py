@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from omegaconf import OmegaConf
+from page import put, table
 from scipy import stats
 
 from vlp_bench.config import plain
@@ -160,13 +161,10 @@ def main() -> None:
             )
         )
     head = ("method", "AUROC", "gain over random", "R@5 by seed", "times chance", "perplexity (bigram)", "CPU s")
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
-    lines.append(f"\nRandom encoders: {np.mean(list(random.values())):.3f} over {len(random)} seeds.")
-    print("\n".join(lines))
+    text = f"{table(head, rows)}\n\nRandom encoders: {np.mean(list(random.values())):.3f} over {len(random)} seeds."
+    print(text)
     if options.out:
-        start, end = "<!-- table -->\n", "<!-- end -->"
-        before, _, rest = options.out.read_text().partition(start)
-        options.out.write_text(before + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2])
+        put(options.out, text)
     for fault in faults:
         print("fault:", fault)
     raise SystemExit(1 if faults else 0)

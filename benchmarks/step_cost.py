@@ -1,6 +1,6 @@
 """What a method costs beside its networks: one training step, forward and backward, without the optimiser.
 
-    python benchmarks/step_cost.py [--only mgca_resnet50 refers ...] [--pairs 7] [--threads 2] [--device cpu]
+    python benchmarks/step_cost.py [--only mgca_resnet50 refers ...] [--pairs 7] [--bf16] [--out docs/performance.md]
 
 Sizes are those at which the authors' code was timed: BERT-base and ResNet-50 or ViT-B/16 from random weights, reports
 of about 60 words. Three figures of each case:
@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from page import put, table
 from torch import Tensor, nn
 
 from vlp_bench.config import compose_verb
@@ -77,9 +78,7 @@ class Case:
     official: tuple[float, float] | None = None
 
 
-BERT = (
-    "text.architecture={hidden_size: 768, num_hidden_layers: %d, num_attention_heads: 12, intermediate_size: 3072}",
-)
+BERT = "text.architecture={hidden_size: 768, num_hidden_layers: %d, num_attention_heads: 12, intermediate_size: 3072}"
 RESNET = ("vision=resnet50", BERT % 12)
 CASES = {
     "mgca_resnet50": Case(
@@ -296,9 +295,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="the step in bfloat16 (plain encoders stay in float32)")
+    parser.add_argument("--out", type=Path, help="put the table into this page, in the place of the one it has")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = ["| case | step, s | overhead | work | speed-up |", "|---|---|---|---|---|"]
+    head = ("case", "step, s", "overhead", "work", "speed-up")
+    rows = []
     with tempfile.TemporaryDirectory() as folder, bars() as display:
         vocabulary = write_vocabulary(Path(folder))
         task = display.add_task("cases", total=len(options.only))
@@ -306,11 +307,13 @@ def main() -> None:
             display.update(task, description=name)
             case = CASES[name]
             step, overhead, work = measure(case, vocabulary, options.device, options.pairs, options.bf16)
-            faster = f"{case.official[0] / case.official[1] / work:.2f}" if case.official else ""
-            rows.append(f"| `{name}` | {step:.2f} | {overhead:.3f} | {work:.3f} | {faster} |")
-            display.console.print(rows[-1])
+            faster = f"{case.official[0] / case.official[1] / work:.2f}" if case.official else "-"
+            rows.append((f"`{name}`", f"{step:.2f}", f"{overhead:.3f}", f"{work:.3f}", faster))
+            display.console.print(*rows[-1])
             display.advance(task)
-    print("\n".join(rows))
+    print(table(head, rows))
+    if options.out:
+        put(options.out, table(head, rows))
 
 
 if __name__ == "__main__":

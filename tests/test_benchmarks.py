@@ -1,6 +1,6 @@
 """What the benchmarks compute, beside the time that they take."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +10,16 @@ import torch
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def scripts():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module
 
 
 @pytest.fixture(scope="module")
-def step_cost():
-    return script("step_cost")
+def step_cost(scripts):
+    return scripts("step_cost")
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,19 @@ def test_networks_by_themselves_get_the_gradients_of_the_step(step_cost, vocabul
 
 
 @pytest.mark.slow
-def test_a_bigram_model_knows_pairs_and_nothing_else():
-    perplexity = script("sanity").bigram_perplexity
+def test_a_bigram_model_knows_pairs_and_nothing_else(scripts):
+    perplexity = scripts("sanity").bigram_perplexity
     rng = np.random.default_rng(0)
     chance = [rng.integers(0, 8, 60) for _ in range(200)]
     assert perplexity(chance[:100], chance[100:150], chance[150:], 8) == pytest.approx(8, rel=0.05)
     circle = [np.arange(k, k + 60) % 8 for k in range(8)]
     assert perplexity(circle, circle, circle, 8) == pytest.approx(1, abs=0.02)
+
+
+def test_a_table_takes_the_place_of_the_one_before(scripts, tmp_path):
+    page = scripts("page")
+    path = tmp_path / "page.md"
+    path.write_text(f"before\n{page.START}old\n{page.END}\nafter\n")
+    for word in ("new", "newer"):
+        page.put(path, page.table(("a", "b"), [(word, "1")]))
+        assert path.read_text() == f"before\n{page.START}| a | b |\n| --- | --- |\n| {word} | 1 |\n{page.END}\nafter\n"

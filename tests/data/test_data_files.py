@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vlp_bench.data.prepare import Plan, prepare
+from vlp_bench.data.prepare import Plan, _finished, prepare
 from vlp_bench.data.sources import mimic_cxr
 from vlp_bench.data.store import PreparedData, TextForm
 from vlp_bench.data.tokenization import Tokenizer
@@ -108,6 +108,17 @@ def test_two_processes_that_want_the_same_data(tmp_path, raw_mimic, mimic_store)
     assert [p.exitcode for p in processes] == [0, 0]
     assert PreparedData(out).fingerprint == mimic_store.fingerprint
     assert sorted(p.name for p in out.rglob(".*")) == [".lock", ".lock"]
+
+
+def test_a_build_that_another_process_begins_meanwhile_is_no_foreign_folder(tmp_path, monkeypatch):
+    listed = Path.iterdir
+
+    def iterdir(folder):
+        (folder / "plan.json").write_text("{}")
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert _finished(tmp_path, {}) is None
 
 
 # Importing ------------------------------------------------------------------------------------------------------------

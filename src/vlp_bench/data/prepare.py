@@ -122,6 +122,8 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             )
         return read_json(out / "manifest.json", "a manifest") if (out / "manifest.json").exists() else None
     if out.is_dir() and any(f.name != ".lock" and not f.name.startswith(".plan.json.") for f in out.iterdir()):
+        if (out / "plan.json").exists():  # another process began meanwhile
+            return _finished(out, identity)
         raise UserError(f"{out} exists and holds something else. Give an empty or new data.dir.")
     return None
 
