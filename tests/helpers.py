@@ -42,6 +42,26 @@ width: 32
 """
 
 
+def write_sentencepiece(path: Path, sentences: list[str], size: int) -> Path:
+    """A small SentencePiece model with the special pieces of REFERS' own, of `size` pieces."""
+    import sentencepiece
+
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 4),
+        model_prefix=str(path.with_suffix("")),
+        model_type="bpe",
+        vocab_size=size,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        unk_id=0,
+        bos_id=-1,
+        eos_id=-1,
+        control_symbols=["[SOS]", "[EOS]", "[MASK]"],
+        minloglevel=2,
+    )
+    return path
+
+
 def run_cli(*arguments: str) -> int:
     """`vlp-bench ...` in this process; the exit code."""
     before = sys.argv[:]

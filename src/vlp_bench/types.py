@@ -61,7 +61,8 @@ class StudyBatch(_Movable):
 
     Images are grey, uint8, and the backbone normalises them; `flipped` says which of them were mirrored (the report's
     left and right are then swapped too). `study` numbers the studies of the data set, so that two images of one study
-    can be told from two studies. `labels` hold 1, 0, -1 (uncertain) or nan (unknown).
+    can be told from two studies. `labels` hold 1, 0, -1 (uncertain) or nan (unknown). `caption` is the report in the
+    pieces of a decoder's own vocabulary, where it has one.
     """
 
     image: UInt8[Tensor, "B V 1 H W"]
@@ -71,6 +72,7 @@ class StudyBatch(_Movable):
     labels: Float[Tensor, "B L"]
     study: Int[Tensor, "B"]
     study_id: tuple[str, ...]
+    caption: Tokens | None = None
 
     def __len__(self) -> int:
         return self.image.shape[0]

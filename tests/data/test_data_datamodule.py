@@ -1,5 +1,6 @@
 """Batches: what is in them, and what their draws depend on."""
 
+import dataclasses
 import pickle
 import shutil
 import warnings
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import write_sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_lightning import LightningModule, Trainer
@@ -342,6 +344,27 @@ def test_a_start_skips_what_was_done_in_its_epoch(start, epoch):
         wanted, found = list(sampler(at))[first:], list(resumed)
         assert [k.step for k in found] == [k.step for k in wanted]
         assert all((a.indices == b.indices).all() for a, b in zip(found, wanted, strict=True))
+
+
+def test_captions_are_the_same_reports_in_other_pieces(tokenizer, mimic_store, tmp_path):
+    form = DRAWN.form
+    sentences = [s for r in mimic_store.studies.to_dict("records") for s in form.sentences(r)]
+    path = str(write_sentencepiece(tmp_path / "m.model", [*sentences, "left", "right"], 400))
+    inputs = dataclasses.replace(DRAWN, max_tokens=999, sentencepiece=path)
+    data = pickle.loads(pickle.dumps(module_of(mimic_store, tokenizer, inputs).dataset("train", True)))
+    key = BatchKey(0, 0, np.arange(8))
+    batch = data[key]
+    assert batch.flipped.any()
+    assert same(
+        batch, module_of(mimic_store, tokenizer, dataclasses.replace(DRAWN, max_tokens=999)).dataset("train", True)[key]
+    )
+
+    def letters(tokens, vocab, mark):
+        rows = ["".join(vocab[i] for i in ids[word >= 0]) for ids, word in zip(tokens.ids, tokens.word, strict=True)]
+        return ["".join(c for c in row.replace(mark, "") if c.isalnum()) for row in rows]
+
+    captions = letters(batch.caption, data.caption_tokenizer.vocab, "\u2581")
+    assert captions == letters(batch.text, tokenizer.vocab, "##")
 
 
 class Watcher(LightningModule):

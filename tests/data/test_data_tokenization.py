@@ -4,12 +4,13 @@ import pickle
 
 import numpy as np
 import pytest
+from helpers import write_sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlp_bench.data import tokenization
 from vlp_bench.data.store import TextForm
-from vlp_bench.data.tokenization import SPECIAL, Tokenizer
+from vlp_bench.data.tokenization import SPECIAL, SentencePieces, Tokenizer
 from vlp_bench.errors import UserError
 
 VOCAB = [*SPECIAL, "no", "pneumo", "##thorax", "##thor", "##ax", "heart", "is", "large", "x", "-", "ray", ".", ",", "'"]
@@ -121,3 +122,31 @@ def test_fingerprint_and_pickle(tokenizer):
     assert other.fingerprint != tokenizer.fingerprint == Tokenizer.load("synthetic").fingerprint
     copy = pickle.loads(pickle.dumps(tokenizer))
     np.testing.assert_array_equal(copy.encode([["no edema"]]).ids, tokenizer.encode([["no edema"]]).ids)
+
+
+# SentencePiece --------------------------------------------------------------------------------------------------------
+
+
+def test_sentencepieces_are_lower_case_without_accents_and_know_words_and_sentences(tmp_path):
+    sentences = ["no pleural effusion", "the heart is large", "no pneumothorax is seen", "left lung is clear"]
+    pieces = SentencePieces(str(write_sentencepiece(tmp_path / "m.model", sentences, 60)))
+    assert (pieces.pad, pieces.unk, pieces.cls, pieces.sep, pieces.mask) == (0, 0, 1, 2, 3)
+    texts = [["No pl\u00e9ural EFFUSION", "heart"], [], ["the heart is large"]]
+    first, none, third = spelled(pieces, texts)
+    assert "".join(p for p, *_ in first).split("\u2581") == ["", "no", "pleural", "effusion", "heart"]
+    assert [w for p, w, _ in first if p.startswith("\u2581")] == [0, 1, 2, 3]
+    assert [s for p, _, s in first if p.startswith("\u2581")] == [0, 0, 0, 1]
+    assert none == []
+    assert max(w for _, w, _ in third) == 3
+    assert pieces.fingerprint == SentencePieces(str(tmp_path / "m.model")).fingerprint
+    assert (
+        pieces.fingerprint != SentencePieces(str(write_sentencepiece(tmp_path / "n.model", sentences, 50))).fingerprint
+    )
+
+
+def test_what_is_no_sentencepiece_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        SentencePieces(str(tmp_path / "none.model"))
+    (tmp_path / "bad.model").write_text("no model")
+    with pytest.raises(UserError, match="no SentencePiece model"):
+        SentencePieces(str(tmp_path / "bad.model"))

@@ -1,15 +1,19 @@
 import dataclasses
 from functools import partial
 
+import numpy as np
 import pytest
 import slow_refers
 import torch
 import torch.nn.functional as F
 from batches import rows_of
+from helpers import write_sentencepiece
 from presets import preset, values
 from pytorch_lightning import Trainer
 from torch.utils.data import DataLoader
 
+from vlp_bench.data.datamodule import assemble
+from vlp_bench.data.tokenization import SentencePieces
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.text import TextBackbone
@@ -361,11 +365,11 @@ def test_the_temperature_is_a_constant(build, variant):
 def test_an_unknown_word_is_padding_in_the_code_alone(build):
     batch = make_batch()
     assert (batch.text.ids == 1).sum() == 1
-    assert torch.equal(build().words(batch), batch.text.ids)
+    assert torch.equal(build().words(batch.text), batch.text.ids)
     official = build(variant="official")
-    assert torch.equal(official.words(batch), batch.text.ids.where(batch.text.ids != 1, 0))
+    assert torch.equal(official.words(batch.text), batch.text.ids.where(batch.text.ids != 1, 0))
     # it is neither read nor predicted, but the words after it keep their place
-    embedded = official.eval().decoder.embed(official.words(batch))
+    embedded = official.eval().decoder.embed(official.words(batch.text))
     assert embedded[batch.text.ids < 2].abs().max() == 0
     assert embedded[batch.text.ids >= 2].abs().sum(-1).min() > 0
 
@@ -528,3 +532,20 @@ def test_one_image_is_a_study_of_that_image_alone(build, variant):
 def test_a_decoder_that_cannot_be_built_is_refused(build):
     with pytest.raises(UserError, match=r"method\.decoder\.width=10 is no multiple of method\.decoder\.heads=4"):
         build(decoder={"width": 10, "heads": 4})
+
+
+def test_the_decoder_reads_its_own_pieces_where_it_has_some(build, tmp_path):
+    model = str(write_sentencepiece(tmp_path / "m.model", REPORTS, 40))
+    method, batch = build(sentencepiece=model), make_batch()
+    pieces = SentencePieces(model)
+    assert method.decoder.words.num_embeddings == len(pieces)
+    assert method.decoder.pad == pieces.pad
+    caption = assemble(pieces.encode([[r] for r in REPORTS]), np.arange(len(REPORTS)), pieces, 20)
+    with torch.no_grad():
+        terms = method.eval().losses(dataclasses.replace(batch, caption=caption))
+        other = method.losses(
+            dataclasses.replace(batch, caption=dataclasses.replace(caption, ids=caption.ids.clamp(max=5)))
+        )
+    assert torch.isfinite(terms["report"])
+    assert terms["report"] != other["report"]
+    assert terms["consistency"] == other["consistency"]

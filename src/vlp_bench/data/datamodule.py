@@ -14,7 +14,7 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from vlp_bench.data.store import PreparedData, TextForm
-from vlp_bench.data.tokenization import Pieces, Tokenizer
+from vlp_bench.data.tokenization import Pieces, SentencePieces, Tokenizer
 from vlp_bench.distributed import rank_and_world
 from vlp_bench.errors import UserError
 from vlp_bench.types import StudyBatch, Tokens
@@ -36,6 +36,7 @@ class Inputs:
         max_tokens: longest text, [CLS] and [SEP] included.
         shuffle_sentences: draw the order of the sentences anew each time, in training.
         flip: chance of a left-right flip of image and report, in training.
+        sentencepiece: path of a SentencePiece model; the batch then has the report in its pieces, too.
     """
 
     sample: str = "image"
@@ -49,6 +50,7 @@ class Inputs:
     flip: float = 0.0
     only_view: str | None = None
     min_sentences: int = 0
+    sentencepiece: str | None = None
 
     @property
     def form(self) -> TextForm:
@@ -213,7 +215,8 @@ class StudyDataset(Dataset[StudyBatch]):
             )
         self.store, self.tokenizer, self.inputs = store, tokenizer, inputs
         self.image_size, self.seed, self.augment = image_size, seed, augment
-        self.plain, self.mirrored = store.pieces(tokenizer, inputs.form)
+        self.caption_tokenizer = SentencePieces(inputs.sentencepiece) if inputs.sentencepiece else None
+        self._map_pieces()
         self.views = self._sample_table(split)
         if len(self.views) == 0:
             raise UserError(
@@ -227,11 +230,16 @@ class StudyDataset(Dataset[StudyBatch]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the word pieces, which another process maps itself."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("plain", "mirrored")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("plain", "mirrored", "captions")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.plain, self.mirrored = self.store.pieces(self.tokenizer, self.inputs.form)
+        self._map_pieces()
+
+    def _map_pieces(self) -> None:
+        form, own = self.inputs.form, self.caption_tokenizer
+        self.plain, self.mirrored = self.store.pieces(self.tokenizer, form)
+        self.captions = None if own is None else self.store.pieces(own, form)
 
     def _sample_table(self, split: str) -> np.ndarray:
         """Image rows of each sample, int64 (samples, V), -1 where there is none."""
@@ -274,14 +282,21 @@ class StudyDataset(Dataset[StudyBatch]):
         present = rows >= 0
         study = self.study_of_image[rows[:, 0]]
         flip = rng.random(len(rows)) < self.inputs.flip if self.augment else np.zeros(len(rows), bool)
+        image = torch.from_numpy(self._images(rows, present, flip, rng))
+        # one number, so that all versions of a report come in the same order
+        order = int(rng.integers(2**31)) if self.augment and self.inputs.shuffle_sentences else None
+        caption = None
+        if self.captions is not None and self.caption_tokenizer is not None:
+            caption = self._text(self.captions, self.caption_tokenizer, study, flip, order)
         return StudyBatch(
-            image=torch.from_numpy(self._images(rows, present, flip, rng)),
+            image=image,
             view_mask=torch.from_numpy(present),
             flipped=torch.from_numpy(present & flip[:, None]),
-            text=self._text(study, flip, rng),
+            text=self._text((self.plain, self.mirrored), self.tokenizer, study, flip, order),
             labels=torch.from_numpy(self.labels[rows[:, 0]]),
             study=torch.from_numpy(study.astype(np.int64)),
             study_id=tuple(self.study_ids[study]),
+            caption=caption,
         )
 
     def _images(self, rows: np.ndarray, present: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -296,18 +311,24 @@ class StudyDataset(Dataset[StudyBatch]):
         out[present, 0] = cut
         return out
 
-    def _text(self, study: np.ndarray, flip: np.ndarray, rng: np.random.Generator) -> Tokens:
-        # one number, so that both versions of a report come in the same order
-        order = int(rng.integers(2**31)) if self.augment and self.inputs.shuffle_sentences else None
+    def _text(
+        self,
+        versions: tuple[Pieces, Pieces],
+        tokenizer: Tokenizer,
+        study: np.ndarray,
+        flip: np.ndarray,
+        order: int | None,
+    ) -> Tokens:
+        """The reports of the studies; of those that are flipped the second version."""
 
         def of(pieces: Pieces) -> Tokens:
             draw = None if order is None else np.random.default_rng(order)
-            return assemble(pieces, study, self.tokenizer, self.inputs.max_tokens, draw)
+            return assemble(pieces, study, tokenizer, self.inputs.max_tokens, draw)
 
-        plain = of(self.plain)
+        plain = of(versions[0])
         if not flip.any():
             return plain
-        return _choose(plain, of(self.mirrored), torch.from_numpy(flip), self.tokenizer.pad)
+        return _choose(plain, of(versions[1]), torch.from_numpy(flip), tokenizer.pad)
 
 
 def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor, pad: int) -> Tokens:

@@ -1,12 +1,15 @@
 """Text to word pieces, with the word and the sentence that each piece belongs to. No torch here."""
 
 import hashlib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from tokenizers import BertWordPieceTokenizer
@@ -103,10 +106,14 @@ class Tokenizer:
         ids, word, sentence = (np.concatenate([getattr(p, k) for p in parts]) for k in ("ids", "word", "sentence"))
         return Pieces(ids, word, sentence, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    def _split(self, sentences: Sequence[str]) -> Sequence[Any]:
+        """For each sentence the `ids` of its pieces, and in `word_ids` the word that each is part of."""
+        return self._tokenizer.encode_batch(sentences, add_special_tokens=False)
+
     def _encode(self, texts: Sequence[Sequence[str]]) -> Pieces:
         owner = np.repeat(np.arange(len(texts)), [len(t) for t in texts])
         number = np.concatenate([np.arange(len(t)) for t in texts] or [np.zeros(0, int)])
-        encoded = self._tokenizer.encode_batch([s for t in texts for s in t], add_special_tokens=False)
+        encoded = self._split([s for t in texts for s in t])
         lengths = np.array([len(e.ids) for e in encoded], dtype=np.int64)
         ids = np.fromiter((i for e in encoded for i in e.ids), np.int32, lengths.sum())
         text_of = np.repeat(owner, lengths)
@@ -119,6 +126,50 @@ class Tokenizer:
         starts = words[np.minimum(offsets[:-1], max(len(ids) - 1, 0))] if len(ids) else np.zeros(len(texts), int)
         word = (words - np.repeat(starts, np.diff(offsets))).astype(np.int32)
         return Pieces(ids, word, np.repeat(number, lengths).astype(np.int32), offsets)
+
+
+class SentencePieces(Tokenizer):
+    """Pieces of a SentencePiece model, over lower-case text without accents, as REFERS' decoder reads them.
+
+    The number of the unknown piece is that of padding, too, as in the authors' model.
+
+    Args:
+        model: path of the `.model` file, with [SOS] and [EOS], or begin and end of its own.
+
+    Raises:
+        UserError: no such file, no model, no begin or end, or the package sentencepiece is not installed.
+    """
+
+    def __init__(self, model: str) -> None:
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise UserError("SentencePiece models need a package: pip install 'vlp-bench[sentencepiece]'.") from error
+        if not Path(model).is_file():
+            raise UserError(f"method.inputs.sentencepiece={model}: no such file. Give a SentencePiece model, or null.")
+        try:
+            self._processor = SentencePieceProcessor(model_file=model)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"method.inputs.sentencepiece={model}: no SentencePiece model ({error}).") from error
+        self.vocab = [self._processor.id_to_piece(i) for i in range(self._processor.get_piece_size())]
+        index = {piece: i for i, piece in enumerate(self.vocab)}
+        self.pad = self.unk = self._processor.unk_id()
+        self.cls, self.sep = index.get("[SOS]", self._processor.bos_id()), index.get("[EOS]", self._processor.eos_id())
+        self.mask = index.get("[MASK]", self.unk)
+        if min(self.cls, self.sep) < 0:
+            raise UserError(f"method.inputs.sentencepiece={model}: the model has no pieces for begin and end.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Twelve hex digits that change with the model."""
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:12]
+
+    def _split(self, sentences: Sequence[str]) -> Sequence[Any]:
+        plain = [unicodedata.normalize("NFKD", s.lower()) for s in sentences]
+        bare = ["".join(c for c in s if not unicodedata.combining(c)) for s in plain]
+        found = self._processor.encode(bare)
+        begins = np.array([piece.startswith("\u2581") for piece in self.vocab])
+        return [SimpleNamespace(ids=ids, word_ids=np.cumsum(begins[ids]).tolist() if ids else []) for ids in found]
 
 
 def _lines(text: str) -> list[str]:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vlp_bench.data.tokenization import SentencePieces, Tokenizer
+from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.errors import UserError
 
 
@@ -108,6 +110,15 @@ class SentenceDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, patches, tgt_mask=self.blind)
         return x
+
+
+def caption_tokenizer(text: TextBackbone, sentencepiece: str | None) -> Tokenizer:
+    """What a decoder's words are numbered by: a SentencePiece model of its own, or the text encoder's vocabulary.
+
+    Raises:
+        UserError: the model cannot be read.
+    """
+    return SentencePieces(sentencepiece) if sentencepiece else text.tokenizer
 
 
 class ReportDecoder(nn.Module):

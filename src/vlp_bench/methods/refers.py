@@ -35,8 +35,10 @@ it takes the value of the authors' code. The width of the fusion network is ours
     image encoder.
     Alike by another name: a position that is concatenated to a patch before a linear layer is one that is added.
     Not here: rotation, brightness and contrast of the paper; of the code, crops of 5 to 100 %, colour, mirroring of
-    single views while the report follows the first, words mirrored in part ("bright"), a vocabulary of the decoder's
-    own (10,000 SentencePieces; here the text encoder's), long reports that lose their end, BERT's pre-trained pooler.
+    single views while the report follows the first, words mirrored in part ("bright"), long reports that lose their
+    end, BERT's pre-trained pooler.
+    An option here: the decoder's own vocabulary of 10,000 SentencePieces (`inputs.sentencepiece`); without it the
+    decoder reads the text encoder's word pieces.
 
 Options that the paper ablates (table 3): `vision=resnet101`, `recurrent`, `fusion`, `loss_weights`.
 """
@@ -49,7 +51,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlp_bench.distributed import gather, mean_count, rank_and_world
-from vlp_bench.encoders.decoders import ReportDecoder
+from vlp_bench.encoders.decoders import ReportDecoder, caption_tokenizer
 from vlp_bench.encoders.study import StudyAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -59,7 +61,7 @@ from vlp_bench.losses.language import next_words, reverse_words, word_loss
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.optim import parameter_groups
-from vlp_bench.types import StudyBatch
+from vlp_bench.types import StudyBatch, Tokens
 
 
 class REFERS(VLPMethod):
@@ -76,6 +78,8 @@ class REFERS(VLPMethod):
         bidirectional: also generate the report from its end (in the authors' code, though not in what they ran).
         decoder: `width`, `heads`, `feedforward`, `layers` and `dropout` of the decoder.
         max_tokens: longest report.
+        sentencepiece: path of a SentencePiece model whose pieces, the batch's `caption`, the decoder reads; None for the
+            text encoder's word pieces.
         text_lr_scale: learning rate of the text side as a share of that of the image side.
         **common: see VLPMethod; loss_weights are of `report` and of `consistency`.
 
@@ -104,6 +108,7 @@ class REFERS(VLPMethod):
         fusion: bool = True,
         bidirectional: bool = False,
         max_tokens: int = 100,
+        sentencepiece: str | None = None,
         text_lr_scale: float = 0.1,
         **common: Any,
     ) -> None:
@@ -127,9 +132,11 @@ class REFERS(VLPMethod):
             fusion=fusion,
             recurrent=vision.is_vit if recurrent is None else recurrent,
         )
+        tokenizer = caption_tokenizer(text, sentencepiece)
+        self.decoder_unknown = tokenizer.unk
         self.decoder = ReportDecoder(
-            vocabulary=len(text.tokenizer),
-            pad=text.tokenizer.pad,
+            vocabulary=len(tokenizer),
+            pad=tokenizer.pad,
             memory=self.studies.memory_dim,
             max_tokens=max_tokens,
             bidirectional=bidirectional,
@@ -163,8 +170,9 @@ class REFERS(VLPMethod):
             len(batch), top1=retrieval_accuracy(unit(v), unit(t), 1), top5=retrieval_accuracy(unit(v), unit(t), 5)
         )
         memory = self.studies.memory(pooled, tokens)
+        caption = batch.text if batch.caption is None else batch.caption
         return {
-            "report": torch.stack(self.report_terms(memory, self.words(batch), batch.text.mask)).sum(),
+            "report": torch.stack(self.report_terms(memory, self.words(caption), caption.mask)).sum(),
             "consistency": self.consistency(v, t),
         }
 
@@ -194,9 +202,9 @@ class REFERS(VLPMethod):
         drawn = torch.rand(len(count), self.views, device=count.device) if self.training else count.new_zeros(1, 1)
         return (drawn * count).long().expand(-1, self.views)
 
-    def words(self, batch: StudyBatch) -> Int[Tensor, "B T"]:
+    def words(self, caption: Tokens) -> Int[Tensor, "B T"]:
         """What the decoder reads."""
-        return batch.text.ids
+        return caption.ids
 
     def report_terms(
         self, memory: Float[Tensor, "B M Dm"], ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]

@@ -13,7 +13,7 @@ from vlp_bench.losses.contrastive import info_nce_both
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.refers import REFERS
 from vlp_bench.optim import look_ahead
-from vlp_bench.types import StudyBatch
+from vlp_bench.types import Tokens
 
 
 class PatchGates(nn.Module):
@@ -63,10 +63,9 @@ class REFERSOfficial(REFERS):
         """Every view is any of the images."""
         return self.any_places(count) if self.training else super().draw_places(count)
 
-    def words(self, batch: StudyBatch) -> Int[Tensor, "B T"]:
+    def words(self, caption: Tokens) -> Int[Tensor, "B T"]:
         """Unknown words are padding: the code's vocabulary has one number for both."""
-        tokenizer = self.text.tokenizer
-        return batch.text.ids.masked_fill(batch.text.ids == tokenizer.unk, tokenizer.pad)
+        return caption.ids.masked_fill(caption.ids == self.decoder_unknown, self.decoder.pad)
 
     def consistency(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """Both directions; that of the report is only counted, as the code makes a Python number of it."""
