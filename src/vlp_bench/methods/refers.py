@@ -78,8 +78,8 @@ class REFERS(VLPMethod):
         bidirectional: also generate the report from its end (in the authors' code, though not in what they ran).
         decoder: `width`, `heads`, `feedforward`, `layers` and `dropout` of the decoder.
         max_tokens: longest report.
-        sentencepiece: path of a SentencePiece model whose pieces, the batch's `caption`, the decoder reads; None for the
-            text encoder's word pieces.
+        sentencepiece: path of a SentencePiece model whose pieces, the batch's `caption`, the decoder reads; None for
+            the text encoder's word pieces.
         text_lr_scale: learning rate of the text side as a share of that of the image side.
         **common: see VLPMethod; loss_weights are of `report` and of `consistency`.
 
