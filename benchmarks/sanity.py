@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from omegaconf import OmegaConf
-from page import put, table
+from page import put
 from scipy import stats
 
 from vlp_bench.config import plain
@@ -24,6 +24,7 @@ from vlp_bench.data.datamodule import EpochBatches, MimicCxrDataModule
 from vlp_bench.encoders.bundle import stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
+from vlp_bench.report.tables import pipe_table
 from vlp_bench.types import StudyBatch
 
 #: how many times chance is far above it
@@ -118,53 +119,63 @@ def writes_words(bundle: Path) -> bool:
     return facts.exists() and json.loads(facts.read_text())["class"].endswith(":ReportDecoder")
 
 
+class Cells:
+    """The runs of the plan: what was pre-trained, and what was measured of it."""
+
+    def __init__(self, runs: Path) -> None:
+        self.trained = records(runs, "pretrain/*/run.json")
+        self.results = records(runs, "evaluate/*/result.json")
+        self.bundles: dict[str, list[Path]] = {}
+        for path in sorted(runs.glob("pretrain/*/bundle/bundle.json")):
+            self.bundles.setdefault(json.loads(path.read_text())["method"], []).append(path.parent)
+
+    def values(self, task: str, method: str, metric: str, part: str = "metrics") -> dict[int, float]:
+        """The metric of each seed of a method."""
+        chosen = [r for r in self.results if r["task"] == task and r["method"] == method]
+        return {r["pretrain_seed"]: r[part][metric]["value"] for r in chosen}
+
+    def row(self, method: str, random: dict[int, float]) -> tuple[tuple[str, ...], list[str]]:
+        """The line of a method in the table, and what it does not hold."""
+        mine = self.values("classification", method, "auroc")
+        seeds = sorted(mine.keys() & random.keys())
+        gain = Gain.of(np.array([mine[s] - random[s] for s in seeds]))
+        faults = [f"{method}: the gain {gain} does not exclude zero"] * (gain.low <= 0)
+        faults += [f"{method}: {len(seeds)} seeds, expected 3"] * (len(seeds) != 3)
+        hits, chance = (self.values("retrieval", method, "i2t/R@5", part) for part in ("metrics", "trivial"))
+        times = {s: hits[s] / chance[s] for s in sorted(hits)}
+        bundles = self.bundles.get(method, [])
+        if all((b / "aligner.json").exists() for b in bundles):
+            faults += [f"{method}: finds {t:.1f} times as often as chance" for t in times.values() if t < FAR]
+        written = [perplexities(b.parent) for b in bundles if writes_words(b)]
+        faults += [f"{method}: perplexity {p:.2f}, bigram {b:.2f}" for p, b in written if p >= b]
+        line = (
+            f"`{method}`",
+            f"{np.mean([mine[s] for s in seeds]):.3f}",
+            str(gain),
+            " / ".join(f"{hits[s]:.2f}" for s in times) or "-",
+            f"{min(times.values()):.1f}" if times else "-",
+            " / ".join(f"{p:.2f} ({b:.2f})" for p, b in written) or "-",
+            f"{max(r['training']['cpu_seconds'] for r in self.trained if r['method'] == method):.0f}",
+        )
+        return line, faults
+
+
 def main() -> None:
     """Print the table, as Markdown; exit with 1 where a method does not hold what it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark/sanity"))
     parser.add_argument("--out", type=Path, help="put the table into this page, in the place of the one it has")
     options = parser.parse_args()
-    trained = records(options.runs, "pretrain/*/run.json")
-    results = records(options.runs, "evaluate/*/result.json")
-
-    def values(task: str, method: str, metric: str, part: str = "metrics") -> dict[int, float]:
-        chosen = [r for r in results if r["task"] == task and r["method"] == method]
-        return {r["pretrain_seed"]: r[part][metric]["value"] for r in chosen}
-
-    rows, faults = [], []
-    random = values("classification", "random", "auroc")
-    for method in sorted({r["method"] for r in trained}):
-        mine = values("classification", method, "auroc")
-        seeds = sorted(mine.keys() & random.keys())
-        gain = Gain.of(np.array([mine[s] - random[s] for s in seeds]))
-        faults += [f"{method}: the gain {gain} does not exclude zero"] * (gain.low <= 0)
-        faults += [f"{method}: {len(seeds)} seeds, expected 3"] * (len(seeds) != 3)
-        metric = "i2t/R@5"
-        hits, chance = values("retrieval", method, metric), values("retrieval", method, metric, "trivial")
-        times = {s: hits[s] / chance[s] for s in sorted(hits)}
-        bundles = [path.parent for path in sorted(options.runs.glob("pretrain/*/bundle/bundle.json"))]
-        left = [b for b in bundles if json.loads((b / "bundle.json").read_text())["method"] == method]
-        if all((b / "aligner.json").exists() for b in left):
-            faults += [f"{method}: finds {t:.1f} times as often as chance" for t in times.values() if t < FAR]
-        written = [perplexities(b.parent) for b in left if writes_words(b)]
-        faults += [f"{method}: perplexity {p:.2f}, bigram {b:.2f}" for p, b in written if p >= b]
-        seconds = max(r["training"]["cpu_seconds"] for r in trained if r["method"] == method)
-        rows.append(
-            (
-                f"`{method}`",
-                f"{np.mean([mine[s] for s in seeds]):.3f}",
-                str(gain),
-                " / ".join(f"{hits[s]:.2f}" for s in times) or "-",
-                f"{min(times.values()):.1f}" if times else "-",
-                " / ".join(f"{p:.2f} ({b:.2f})" for p, b in written) or "-",
-                f"{seconds:.0f}",
-            )
-        )
+    cells = Cells(options.runs)
+    random = cells.values("classification", "random", "auroc")
+    found = [cells.row(method, random) for method in sorted({r["method"] for r in cells.trained})]
     head = ("method", "AUROC", "gain over random", "R@5 by seed", "times chance", "perplexity (bigram)", "CPU s")
-    text = f"{table(head, rows)}\n\nRandom encoders: {np.mean(list(random.values())):.3f} over {len(random)} seeds."
+    about = f"Random encoders: {np.mean(list(random.values())):.3f} over {len(random)} seeds.\n"
+    text = f"{pipe_table(head, [line for line, _ in found])}\n{about}"
     print(text)
     if options.out:
         put(options.out, text)
+    faults = [fault for _, of_method in found for fault in of_method]
     for fault in faults:
         print("fault:", fault)
     raise SystemExit(1 if faults else 0)

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from page import put, table
+from page import put
 from torch import Tensor, nn
 
 from vlp_bench.config import compose_verb
@@ -39,6 +39,7 @@ from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.engine import build
 from vlp_bench.engine.progress import bars
 from vlp_bench.methods.base import VLPMethod
+from vlp_bench.report.tables import pipe_table
 from vlp_bench.types import StudyBatch, Tokens
 
 #: networks; attention between image and text, banks and losses are what a method adds to them
@@ -311,9 +312,9 @@ def main() -> None:
             rows.append((f"`{name}`", f"{step:.2f}", f"{overhead:.3f}", f"{work:.3f}", faster))
             display.console.print(*rows[-1])
             display.advance(task)
-    print(table(head, rows))
+    print(pipe_table(head, rows))
     if options.out:
-        put(options.out, table(head, rows))
+        put(options.out, pipe_table(head, rows))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from vlp_bench.report.tables import pipe_table
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -80,5 +82,5 @@ def test_a_table_takes_the_place_of_the_one_before(scripts, tmp_path):
     path = tmp_path / "page.md"
     path.write_text(f"before\n{page.START}old\n{page.END}\nafter\n")
     for word in ("new", "newer"):
-        page.put(path, page.table(("a", "b"), [(word, "1")]))
+        page.put(path, pipe_table(("a", "b"), [(word, "1")]))
         assert path.read_text() == f"before\n{page.START}| a | b |\n| --- | --- |\n| {word} | 1 |\n{page.END}\nafter\n"

@@ -69,7 +69,7 @@ class REFERS(VLPMethod):
 
     Args:
         vision: the image encoder.
-        text: the text encoder; the decoder reads its word pieces.
+        text: the text encoder; the decoder reads its word pieces, unless it has its own.
         optimizer: see VLPMethod.
         temperature: tau of the consistency; a constant.
         views: V, how many views are fused; a batch may bring more to choose from.

@@ -25,8 +25,7 @@ class Table:
 
     def markdown(self) -> str:
         """Write the title and a pipe table."""
-        lines = [f"# {_flat(self.title)}", "", _pipes(self.columns), _pipes(["---"] * len(self.columns))]
-        return "\n".join([*lines, *(_pipes(row) for row in self.rows), ""])
+        return f"# {_flat(self.title)}\n\n{pipe_table(self.columns, self.rows)}"
 
     def csv(self) -> str:
         """Write one line per number, at full precision."""
@@ -229,6 +228,11 @@ def interval_text(cell: Cell, metric: str) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def pipe_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, with a line feed after each line."""
+    return "".join(f"{_pipes(line)}\n" for line in (columns, ["---"] * len(columns), *rows))
 
 
 def _pipes(cells: Sequence[str]) -> str:
