@@ -44,7 +44,25 @@ class ExtensionPath(SearchPathPlugin):
 def register() -> None:
     """Make the resolvers and the extensions known to Hydra; may be called again."""
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("recipe", lambda key, *, _root_: recipe(_root_, key), replace=True)
     Plugins.instance().register(ExtensionPath)
+
+
+def recipe(cfg: DictConfig, key: str) -> Any:
+    """What a protocol publishes under `key` for the target and the label fraction: that of the first row that fits.
+
+    `protocol.recipes` lists rows; one fits where the `target` and the `label_fraction` it names are the run's.
+
+    Raises:
+        UserError: no row fits, or it does not say.
+    """
+    name, fraction = cfg.target.name, cfg.label_fraction
+    for row in plain(cfg.protocol)["recipes"]:
+        if row.get("target", name) == name and abs(row.get("label_fraction", fraction) - fraction) < 1e-9:
+            if key in row:
+                return row[key]
+            raise UserError(f"protocol={cfg.protocol.name} does not say {key} for target={name}.")
+    raise UserError(f"protocol={cfg.protocol.name} publishes nothing for target={name} label_fraction={fraction}.")
 
 
 def run_name(cfg: DictConfig) -> str:

@@ -85,11 +85,16 @@ class StudyBatch(_Movable):
 
 @dataclass(frozen=True, slots=True)
 class LabelledBatch(_Movable):
-    """B images of a downstream task with their targets; `row` points into the prepared images."""
+    """B images of a downstream task with their targets; `row` points into the prepared images.
+
+    `mask` has a plane for each label, 255 where it is unknown; `boxes` are xyxy in pixels and a class, -1 on padding.
+    """
 
     image: UInt8[Tensor, "B 1 H W"]
     target: Float[Tensor, "B L"]
     row: Int[Tensor, "B"]
+    mask: UInt8[Tensor, "B L H W"] | None = None
+    boxes: Float[Tensor, "B N 5"] | None = None
 
     def __len__(self) -> int:
         return self.image.shape[0]

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cv2
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -12,16 +13,15 @@ from vlp_bench.config import identity, plain
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
-from vlp_bench.engine.pictures import draw_attention
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
 from vlp_bench.errors import UserError
 from vlp_bench.files import digest, read_json, whole, write_json
-from vlp_bench.tasks.base import Cell, Outcome, Target, Task
+from vlp_bench.tasks.base import Cell, Outcome, Picture, Target, Task
 
 SCHEMA = 1
 #: What evaluations must share to be comparable, beside the target's data and TARGET_KEYS.
-RECIPE_KEYS = ("task", "adaptation", "trainer", "split", "protocol")
+RECIPE_KEYS = ("task", "adaptation", "trainer", "split", "subset", "protocol")
 TARGET_KEYS = ("name", "kind", "labels", "uncertain", "views")
 
 
@@ -61,6 +61,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         draw=cfg.draw,
         seed=cfg.seed,
         split=cfg.split,
+        subset=cfg.subset,
         resamples=cfg.resamples,
         out=out,
         cache=Path(cfg.paths.cache),
@@ -79,15 +80,30 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "wall_seconds": round(time.monotonic() - started, 1),
     }
     _write(cfg, out, encoders, task, outcome, about)
-    if cfg.pictures and cfg.task.name == "retrieval" and (not store.private or cfg.privacy.allow_media):
-        draw_attention(cell, cfg.pictures, out / "pictures")
+    if cfg.pictures and (not store.private or cfg.privacy.allow_media):
+        _draw(list(task.pictures(cell, outcome, cfg.pictures)), out / "pictures")
     _say(out, task, outcome)
     return out
 
 
+def _draw(pictures: list[Picture], out: Path) -> None:
+    if not pictures:
+        return
+    with whole(out) as folder:
+        folder.mkdir()
+        index = []
+        for number, picture in enumerate(pictures):
+            name = f"{number:02d}.png"
+            cv2.imwrite(str(folder / name), picture.image)
+            index.append({"file": name, "caption": picture.caption, "group": picture.group})
+        write_json(folder / "index.json", index)
+
+
 def _recipe(cfg: DictConfig) -> str:
     """A hash of how the backbone is evaluated, whichever it is, with whatever labels and seeds."""
-    return digest([identity(cfg, RECIPE_KEYS), {k: plain(cfg.target).get(k) for k in TARGET_KEYS}], 6)
+    # as written: what a protocol publishes for each fraction is one way of evaluating
+    written = {"adaptation": OmegaConf.to_container(cfg.adaptation, resolve=False)}
+    return digest([identity(cfg, RECIPE_KEYS) | written, {k: plain(cfg.target).get(k) for k in TARGET_KEYS}], 6)
 
 
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:
@@ -105,7 +121,7 @@ def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: 
         "target": cfg.target.name,
         "where": cfg.target.get("where"),
         "split": cfg.split,
-        "protocol": cfg.protocol,
+        "protocol": {k: plain(cfg.protocol).get(k) for k in ("name", "source", "breaks")},
         "label_fraction": cfg.label_fraction if task.learns else None,
         "draw": cfg.draw,
         "adaptation": cfg.adaptation.name,

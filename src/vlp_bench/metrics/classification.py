@@ -109,6 +109,25 @@ def trivial_classification(
     return _evaluate(constant, call_f1, call_accuracy, test, patients, labels, kind, resamples, seed)
 
 
+def macro_auroc(scores: ArrayLike, targets: ArrayLike) -> float:
+    """Mean AUROC over the labels that have both classes; nan where none has.
+
+    Args:
+        scores: (N, L) finite floats.
+        targets: (N, L) floats 0, 1 or nan (unknown).
+
+    Raises:
+        ValueError: as `classification_metrics`.
+    """
+    names = [str(i) for i in range(np.shape(scores)[1])]
+    scores, targets = _checked(scores, targets, names, "multilabel")
+    valid = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
+    everyone = np.zeros(len(targets), np.intp)
+    once = np.ones((1, 1), np.int32)
+    found = [_Ranking.of(scores[:, i], targets[:, i], everyone).measure(once)[0][0] for i in np.flatnonzero(valid)]
+    return float(np.mean(found)) if found else float("nan")
+
+
 def choose_thresholds(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float64]:
     """Choose, per label, the score from which calling an item positive gives the highest F1.
 

@@ -1,7 +1,7 @@
 """What a downstream task is given and what it gives back. Tasks see encoders and prepared data, never a method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -98,16 +98,23 @@ class Target:
                 f"images ({', '.join(self.labels[:6])}): nothing can be measured."
             )
 
-    def subset(self, fraction: float, draw: int) -> np.ndarray:
+    def subset(self, fraction: float, draw: int, by: str = "patient") -> np.ndarray:
         """Training rows of a share of the patients; for one draw, smaller shares lie inside larger ones.
 
+        Args:
+            fraction: the share.
+            draw: which of the subsets of that size.
+            by: `image` draws images whoever they are of, as the published subsets do.
+
         Raises:
-            UserError: a fraction outside (0, 1].
+            UserError: a fraction outside (0, 1], or another `by`.
         """
         if not 0 < fraction <= 1:
             raise UserError(f"label_fraction={fraction}: expected a share above 0 and at most 1.")
+        if by not in ("patient", "image"):
+            raise UserError(f"subset={by}: expected patient or image.")
         rows = self.rows("train")
-        patients = self.store.images["patient_id"].to_numpy()[rows]
+        patients = rows if by == "image" else self.store.images["patient_id"].to_numpy()[rows]
         order = np.random.default_rng(draw).permutation(np.unique(patients))
         chosen = order[: max(1, round(fraction * len(order)))]
         return rows[np.isin(patients, chosen)]
@@ -132,6 +139,11 @@ class Cell:
     out: Path
     cache: Path
     trainer: Callable[..., Any]
+    subset: str = "patient"
+
+    def train_rows(self) -> np.ndarray:
+        """Image rows whose labels may be used for training."""
+        return self.target.subset(self.label_fraction, self.draw, self.subset)
 
     @property
     def image_size(self) -> int:
@@ -182,6 +194,15 @@ class Outcome:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Something to look at: BGR uint8 (H, W, 3), what it shows, and the heading it belongs under."""
+
+    image: np.ndarray
+    caption: str
+    group: str
+
+
 class Task(ABC):
     """A downstream task; `primary` names the metric that a table shows, `learns` whether it trains on labels."""
 
@@ -193,3 +214,7 @@ class Task(ABC):
     @abstractmethod
     def run(self, cell: Cell) -> Outcome:
         """Adapt on the training subset, choose on validation, measure on the split."""
+
+    def pictures(self, cell: Cell, outcome: Outcome, count: int) -> Iterable[Picture]:
+        """At most about `count` pictures of what was found; asked for after `run`, by whoever may keep them."""
+        return ()

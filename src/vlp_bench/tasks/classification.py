@@ -1,7 +1,6 @@
 """Findings of an image: linear probe, fine-tuning, or a logistic regression on cached features."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,20 +8,39 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pytorch_lightning import LightningModule
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from vlp_bench.data.datamodule import BatchKey, EpochBatches, batch_loader
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.metrics.classification import choose_thresholds, classification_metrics, trivial_classification
-from vlp_bench.tasks.base import Cell, Outcome, Target, Task
+from vlp_bench.errors import UserError
+from vlp_bench.metrics.classification import (
+    choose_thresholds,
+    classification_metrics,
+    macro_auroc,
+    trivial_classification,
+)
+from vlp_bench.tasks.base import Cell, Outcome, Task
+from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
 from vlp_bench.types import LabelledBatch
 
 
 class Classification(Task):
-    """AUROC, AUPRC, and F1 and accuracy at thresholds that validation chose."""
+    """AUROC, AUPRC, and F1 and accuracy at thresholds that validation chose.
+
+    Args:
+        primary: the metric that a table shows.
+        positive_weight: weigh the positives of each label by its negatives over its positives, where a layer is
+            trained by steps.
+        thresholds: `validation`, or the number that a paper took for all labels.
+
+    Raises:
+        UserError: thresholds that are neither.
+    """
+
+    def __init__(self, primary: str, positive_weight: bool = False, thresholds: str | float = "validation") -> None:
+        super().__init__(primary)
+        if thresholds != "validation" and not isinstance(thresholds, int | float):
+            raise UserError(f"task.thresholds={thresholds}: expected validation, or a number.")
+        self.positive_weight, self.thresholds = positive_weight, thresholds
 
     def run(self, cell: Cell) -> Outcome:
         """Adapt, choose, measure.
@@ -31,12 +49,17 @@ class Classification(Task):
             UserError: a fraction outside (0, 1], a split without images, nothing measurable.
         """
         target = cell.target
-        train, val, test = target.subset(cell.label_fraction, cell.draw), target.rows("val"), target.rows(cell.split)
+        train, val, test = cell.train_rows(), target.rows("val"), target.rows(cell.split)
         target.require_both_classes(test, cell.split)
         target.require_both_classes(target.rows("train"), "train")
-        adapt = _probe_cached if cell.adaptation["cached"] else _train
-        val_scores, scores, facts = adapt(cell, train, val, test)
-        thresholds = choose_thresholds(val_scores, target.targets[val])
+        if cell.adaptation["cached"]:
+            val_scores, scores, facts = _probe_cached(cell, train, val, test)
+        else:
+            val_scores, scores, facts = _train(cell, train, val, test, self.positive_weight)
+        if isinstance(self.thresholds, str):
+            thresholds = choose_thresholds(val_scores, target.targets[val])
+        else:
+            thresholds = np.full(len(target.labels), float(self.thresholds))
         patients = target.patients(test)
         common: dict[str, Any] = {"labels": target.labels, "kind": target.kind, "resamples": cell.resamples}
         return Outcome(
@@ -58,13 +81,26 @@ def _predictions(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFra
     return table
 
 
-def masked_loss(logits: Float[Tensor, "B L"], targets: Float[Tensor, "B L"], multiclass: bool) -> Float[Tensor, ""]:
+def masked_loss(
+    logits: Float[Tensor, "B L"],
+    targets: Float[Tensor, "B L"],
+    multiclass: bool,
+    positive_weight: Float[Tensor, " L"] | None = None,
+) -> Float[Tensor, ""]:
     """Cross-entropy over classes, or binary cross-entropy over the labels that are known (not nan)."""
     if multiclass:
         return F.cross_entropy(logits, targets)
     known = ~torch.isnan(targets)
-    terms = F.binary_cross_entropy_with_logits(logits, torch.nan_to_num(targets), reduction="none")
+    terms = F.binary_cross_entropy_with_logits(
+        logits, torch.nan_to_num(targets), reduction="none", pos_weight=positive_weight
+    )
     return (terms * known).sum() / known.sum().clamp(min=1)
+
+
+def positive_weight(targets: Float[Tensor, "N L"]) -> Float[Tensor, " L"]:
+    """Negatives over positives of each label; 1 for a label without positives."""
+    positives, known = torch.nansum(targets, 0), (~torch.isnan(targets)).sum(0)
+    return torch.where(positives > 0, (known - positives) / positives.clamp(min=1), torch.ones_like(positives))
 
 
 def logistic_regression(
@@ -112,92 +148,60 @@ def _probabilities(logits: Tensor, multiclass: bool) -> np.ndarray:
     return (logits.softmax(-1) if multiclass else logits.sigmoid()).float().numpy()
 
 
-class LabelledDataset(Dataset[LabelledBatch]):
-    """Whole batches of a target's images: random crops in training, the centre otherwise."""
-
-    def __init__(self, target: Target, rows: np.ndarray, image_size: int, seed: int, augment: bool) -> None:
-        self.target, self.rows, self.image_size, self.seed, self.augment = target, rows, image_size, seed, augment
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, key: BatchKey) -> LabelledBatch:
-        rows = self.rows[key.indices]
-        span = self.target.store.size - self.image_size
-        rng = np.random.default_rng([self.seed, key.epoch, key.step])
-        shape = (2, len(rows))
-        corner = rng.integers(0, span + 1, shape) if self.augment else np.full(shape, round(span / 2))
-        pixels = self.target.store.crops(rows, self.image_size, corner[0], corner[1])
-        targets = torch.from_numpy(self.target.targets[rows])
-        return LabelledBatch(torch.from_numpy(pixels[:, None]), targets, torch.from_numpy(rows))
-
-
-class Classifier(LightningModule):
+class Classifier(Adapted):
     """A backbone with a linear layer on its pooled features.
 
     Args:
         backbone: the image encoder.
         labels: number of outputs.
         multiclass: softmax instead of a sigmoid per label.
-        adaptation: train_encoder, lr, weight_decay.
+        adaptation: see Adapted.
+        positive_weight: (L,) factor on the positives of each label; None is 1.
     """
 
-    def __init__(self, backbone: VisionBackbone, labels: int, multiclass: bool, adaptation: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.backbone, self.multiclass, self.adaptation = backbone, multiclass, adaptation
-        self.head = nn.Linear(backbone.spec.pooled_dim, labels)
-        self.backbone.requires_grad_(adaptation["train_encoder"])
+    positive_weight: Tensor | None
+
+    def __init__(
+        self,
+        backbone: VisionBackbone,
+        labels: int,
+        multiclass: bool,
+        adaptation: Mapping[str, Any],
+        positive_weight: Tensor | None = None,
+    ) -> None:
+        super().__init__({"vision": backbone}, nn.Linear(backbone.spec.pooled_dim, labels), adaptation)
+        self.multiclass = multiclass
+        self.register_buffer("positive_weight", positive_weight, persistent=False)
 
     def forward(self, batch: LabelledBatch) -> Float[Tensor, "B L"]:
         """Logits."""
-        return self.head(self.backbone(batch.image).pooled)
+        return self.head(self.parts["vision"](batch.image).pooled)
 
-    def on_train_epoch_start(self) -> None:
-        """A frozen encoder stays in eval mode: its batch statistics are frozen too."""
-        if not self.adaptation["train_encoder"]:
-            self.backbone.eval()
-
-    def training_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
+    def loss(self, batch: LabelledBatch) -> Float[Tensor, ""]:
         """Masked loss."""
-        return masked_loss(self(batch), batch.target, self.multiclass)
+        return masked_loss(self(batch), batch.target, self.multiclass, self.positive_weight)
 
-    def validation_step(self, batch: LabelledBatch, batch_idx: int) -> None:
-        """Masked loss, for the choice of the epoch."""
-        self.log("val/loss", masked_loss(self(batch), batch.target, self.multiclass), batch_size=len(batch))
-
-    def predict_step(self, batch: LabelledBatch, batch_idx: int) -> Tensor:
-        """Probabilities."""
+    def predict(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+        """Probabilities, and the targets."""
         logits = self(batch).float()
-        return logits.softmax(-1) if self.multiclass else logits.sigmoid()
+        return logits.softmax(-1) if self.multiclass else logits.sigmoid(), batch.target
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW; the linear layer learns ten times as fast as an encoder that is trained."""
-        lr, encoder = self.adaptation["lr"], self.adaptation["train_encoder"]
-        groups = [{"params": self.head.parameters(), "lr": lr * (10 if encoder else 1)}]
-        if encoder:
-            groups.append({"params": self.backbone.parameters(), "lr": lr})
-        return torch.optim.AdamW(groups, weight_decay=self.adaptation["weight_decay"])
+    def score(self, predictions: list[tuple[Tensor, Tensor]]) -> float:
+        """Macro AUROC."""
+        scores, targets = (torch.cat(part).numpy() for part in zip(*predictions, strict=True))
+        return macro_auroc(scores, targets)
 
 
 def _train(
-    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray
+    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray, weighted: bool
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    options, target = cell.adaptation, cell.target
-    multiclass = target.kind == "multiclass"
-    model = Classifier(cell.encoders.vision, len(target.labels), multiclass, options)
+    target, options = cell.target, cell.adaptation
+    weight = positive_weight(torch.from_numpy(target.targets[train])) if weighted else None
+    model = Classifier(cell.encoders.vision, len(target.labels), target.kind == "multiclass", options, weight)
 
-    def loader(rows: np.ndarray, augment: bool) -> Any:
-        data = LabelledDataset(target, rows, cell.image_size, cell.seed, augment)
-        size = min(options["batch_size"], len(rows))
-        sampler = EpochBatches(len(rows), size, rank=0, world=1, seed=cell.seed, shuffle=augment, drop_last=augment)
-        return batch_loader(data, sampler, options["num_workers"])
+    def data(rows: np.ndarray, augment: str | None) -> TargetImages:
+        return TargetImages(target, rows, cell.image_size, cell.seed, augment)
 
-    best = ModelCheckpoint(cell.out / "checkpoints", "best", monitor="val/loss", enable_version_counter=False)
-    stop = EarlyStopping("val/loss", patience=options["patience"])
-    trainer = cell.trainer([best, stop], max_epochs=options["epochs"], max_steps=-1)
-    trainer.fit(model, loader(train, True), loader(val, False))
-    model.load_state_dict(torch.load(best.best_model_path, "cpu", weights_only=True)["state_dict"])
-    Path(best.best_model_path).unlink()
-    scores: list[Sequence[Any]] = [trainer.predict(model, loader(rows, False)) for rows in (val, test)]
-    found = [torch.cat(list(s)).float().cpu().numpy() for s in scores]
-    return found[0], found[1], {"epochs": trainer.current_epoch, "best_val_loss": float(best.best_model_score or 0.0)}
+    facts = fit(cell, model, data(train, options["augment"]), data(val, None))
+    found = [torch.cat([p for p, _ in predict(cell, model, data(rows, None))]).numpy() for rows in (val, test)]
+    return found[0], found[1], facts

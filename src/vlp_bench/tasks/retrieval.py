@@ -8,7 +8,8 @@ from vlp_bench.data.datamodule import assemble
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.errors import UserError
 from vlp_bench.metrics.retrieval import rank_metrics, retrieval_ranks, trivial_retrieval
-from vlp_bench.tasks.base import Cell, Outcome, Task
+from vlp_bench.tasks.base import Cell, Outcome, Picture, Task
+from vlp_bench.tasks.pictures import attention
 from vlp_bench.types import ImageFeatures, TextFeatures
 
 
@@ -44,6 +45,10 @@ class Retrieval(Task):
         )
         facts = {"candidates": len(rows)}
         return Outcome(metrics, trivial_retrieval(studies, studies), predictions, [], facts)
+
+    def pictures(self, cell: Cell, outcome: Outcome, count: int) -> list[Picture]:
+        """Where the encoders look in test images."""
+        return attention(cell, count)
 
 
 def _pairs(cell: Cell) -> tuple[np.ndarray, np.ndarray]:

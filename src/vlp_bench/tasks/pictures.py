@@ -1,21 +1,18 @@
 """Radiographs with what the model attends to."""
 
-from pathlib import Path
-
 import cv2
 import numpy as np
 import torch
 
 from vlp_bench.data.datamodule import assemble
-from vlp_bench.files import whole, write_json
-from vlp_bench.tasks.base import Cell
+from vlp_bench.tasks.base import Cell, Picture
 
 SIDE = 224
 
 
 @torch.inference_mode()
-def draw_attention(cell: Cell, count: int, out: Path) -> int:
-    """Write `count` test images, each beside its map over the patches, with the boxes of the truth; how many there are.
+def attention(cell: Cell, count: int) -> list[Picture]:
+    """`count` test images, each beside its map over the patches, with the boxes of the truth.
 
     The map is the similarity of each patch with the image's own report where the method aligns patches, else the
     attention of [CLS]; encoders with neither give no pictures.
@@ -27,7 +24,7 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
         use = use & store.long_enough(encoders.text.tokenizer, encoders.inputs.form)[images["study"].to_numpy()]
     rows = [row for row in map(int, np.flatnonzero(use)) if store.boxes(row)][: max(count, 0)]
     if not rows:
-        return 0
+        return []
     features = encoders.vision(cell.pixels(np.array(rows)), saliency=True)
     maps, what = features.saliency, "attention of [CLS]"
     if encoders.aligner is not None and encoders.text is not None:
@@ -38,18 +35,15 @@ def draw_attention(cell: Cell, count: int, out: Path) -> int:
         if local is not None:
             maps, what = local, "similarity of each patch with the study's report"
     if maps is None:
-        return 0
+        return []
     grids = maps.float().unflatten(1, features.grid).numpy()
-    index = []
-    with whole(out) as folder:
-        folder.mkdir()
-        for number, (row, grid) in enumerate(zip(rows, grids, strict=True)):
-            name = f"{number:02d}.png"
-            cv2.imwrite(str(folder / name), _panel(cell, row, grid))
-            findings = ", ".join(sorted({str(b["label"]) for b in store.boxes(row)}))
-            index.append({"file": name, "caption": f"truth: {findings}", "group": f"{encoders.meta['name']}: {what}"})
-        write_json(folder / "index.json", index)
-    return len(index)
+    group = f"{encoders.meta['name']}: {what}"
+    return [
+        Picture(
+            _panel(cell, row, grid), "truth: " + ", ".join(sorted({str(b["label"]) for b in store.boxes(row)})), group
+        )
+        for row, grid in zip(rows, grids, strict=True)
+    ]
 
 
 def _panel(cell: Cell, row: int, grid: np.ndarray) -> np.ndarray:
