@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "data": {"types", "data", "distributed"},
     "encoders": {"types", "encoders", "data"},
     "methods": {"types", "methods", "encoders", "losses", "optim", "distributed"},
-    "tasks": {"types", "tasks", "encoders", "data", "losses", "metrics"},
+    "tasks": {"types", "tasks", "encoders", "data", "losses", "metrics", "optim"},
     "report": {"report"},
     "config": set(),
 }
