@@ -43,9 +43,8 @@ def test_the_tree_has_the_promised_options():
 
 @pytest.mark.parametrize("group, option", OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_every_option_composes_and_checks(group, option):
-    home = {"target": "evaluate", "task": "evaluate", "adaptation": "evaluate", "plan": "benchmark"}.get(
-        group, "pretrain"
-    )
+    homes = dict.fromkeys(("target", "task", "adaptation", "protocol"), "evaluate") | {"plan": "benchmark"}
+    home = homes.get(group, "pretrain")
     override = f"+{group}={option}" if group in ("debug",) else f"{group}={option}"
     assert check(compose_verb(home, [override])) == []
 
