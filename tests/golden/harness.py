@@ -70,7 +70,7 @@ def default_tolerance(name: str, expected: np.ndarray) -> float | None:
 
     What is allowed is an absolute difference; None asks for equality.
     """
-    largest = float(np.abs(expected).max(initial=0)) if expected.dtype.kind == "f" else 0.0
+    largest = float(np.abs(np.nan_to_num(expected)).max(initial=0)) if expected.dtype.kind == "f" else 0.0
     return {np.dtype("f4"): 1e-4 * largest + 1e-7, np.dtype("f8"): 1e-9 * largest + 1e-12}.get(expected.dtype)
 
 
@@ -198,8 +198,9 @@ def _difference(got: np.ndarray, expected: np.ndarray, allowed: float | None) ->
         same = np.array_equal(got, expected)
         return 0.0, "" if same else f"not equal: {got.tolist()}, expected {expected.tolist()}"[:600]
     got, expected = got.astype(np.float64), expected.astype(np.float64)
-    error = float(np.where(got == expected, 0, np.abs(got - expected)).max(initial=0))
-    largest = float(np.abs(expected).max(initial=0))
+    same = (got == expected) | (np.isnan(got) & np.isnan(expected))
+    error = float(np.where(same, 0, np.abs(got - expected)).max(initial=0))
+    largest = float(np.abs(np.nan_to_num(expected)).max(initial=0))
     fault = "" if error <= allowed else f"differs by {error:.3g}, allowed {allowed:.3g} (largest entry {largest:.3g})"
     # Entries that are all below what is allowed are the rounding of zero: no share of them means anything.
     return (error / largest if largest > allowed else 0.0), fault

@@ -19,6 +19,7 @@ from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.losses.masked_language import IGNORE, mask_words, masked_language_loss
 from vlp_bench.losses.matching import choose_reports, label_sets_differ, matching_loss
 from vlp_bench.methods.medvill_official import JointEncoderOfficial
+from vlp_bench.metrics.retrieval import relevance_columns
 
 for stem, reason in {
     "bleu": "report generation is not written yet",
@@ -28,7 +29,6 @@ for stem, reason in {
     "finetune_samples": "report generation is not written yet",
     "finetune_vqa_loss": "visual question answering is not written yet",
     "label_metrics": "report generation is not written yet",
-    "retrieval_metrics": "retrieval by equal labels is not written yet",
 }.items():
     PENDING[f"medvill/{stem}"] = reason
 
@@ -363,4 +363,20 @@ def bertadam(file: Vector) -> Results:
             parameter = parameter - rate * (m / (v.sqrt() + eps) + decay * parameter)
             path.append(parameter)
         results[f"out_{name}_after_step"] = torch.stack(path)
+    return results
+
+
+@adapter("medvill/retrieval_metrics", component="retrieval by equal labels", departure="order of ties as published")
+def retrieval_metrics(file: Vector) -> Results:
+    results: dict[str, object] = {}
+    for group in (name.removeprefix("in_scores_") for name in file.names("^in_scores_")):
+        cutoffs = sorted({int(n.split("@")[1].split("_")[0]) for n in file.names(f"^out_hit@.*_{group}$")})
+        scores, relevant = file[f"in_scores_{group}"], file[f"in_labels_{group}"] == 1
+        columns = relevance_columns(scores, relevant, cutoffs, ties="reversed argsort", without="count")
+        results[f"out_first_positive_rank0_{group}"] = np.rint(1 / columns["mrr"]).astype(np.int64) - 1
+        results[f"out_mrr_{group}"] = columns["mrr"].mean()
+        for k in cutoffs:
+            results[f"out_hit@{k}_{group}"] = columns[f"hit@{k}"].mean()
+            for name in ("recall", "precision"):
+                results[f"out_{name}@{k}_rounded3_{group}"] = np.round(columns[f"{name}@{k}"].mean(), 3)
     return results

@@ -96,3 +96,10 @@ def test_a_list_is_one_array_and_an_adapter_says_what_is_compared(tmp_path):
     assert harness.compare(vector, {"cases": cases}, harness.default_tolerance, ("cases",)) == (1, 0.0)
     with pytest.raises(AssertionError, match="not equal"):
         harness.compare(vector, {"cases": [cases[0], cases[1] | {"drawn": [3]}]}, harness.default_tolerance, ("cases",))
+
+
+def test_nan_agrees_with_nan_alone():
+    both = np.array([np.nan, 1.0])
+    assert harness._difference(both, both, 1e-9) == (0.0, "")
+    assert harness._difference(np.array([0.0, 1.0]), both, 1e-9)[1]
+    assert harness._difference(both, np.array([0.0, 1.0]), 1e-9)[1]

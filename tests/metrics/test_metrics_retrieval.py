@@ -1,10 +1,13 @@
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from vlp_bench.metrics import bootstrap_weights, retrieval_metrics, retrieval_ranks, trivial_retrieval
 from vlp_bench.metrics import retrieval as module
+from vlp_bench.metrics.retrieval import relevance_columns, trivial_relevance
 
 
 def brute_ranks(similarity, queries, candidates):
@@ -118,3 +121,52 @@ def test_refusals(change, message):
     arguments = {"similarity": np.zeros((2, 2)), "image_group": [0, 1], "text_group": [0, 1], "patients": [1, 2]}
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(**(arguments | change))
+
+
+def test_relevance_by_hand():
+    scores = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4], [1.0, 1.0, 1.0, 1.0], [4.0, 3.0, 2.0, 1.0]])
+    relevant = np.array([[0, 1, 0, 1], [0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
+    found = relevance_columns(scores, relevant, (1, 2))
+    nan = np.nan
+    # the third query's scores are equal: its right candidate comes last; the fourth has none
+    np.testing.assert_array_equal(found["hit@1"], [0, 1, 0, nan])
+    np.testing.assert_array_equal(found["hit@2"], [1, 1, 0, nan])
+    np.testing.assert_array_equal(found["precision@2"], [0.5, 0.5, 0, nan])
+    np.testing.assert_array_equal(found["recall@2"], [0.5, 1, 0, nan])
+    np.testing.assert_array_equal(found["mrr"], [1 / 2, 1, 1 / 4, nan])
+
+
+def test_trivial_relevance_is_the_mean_over_random_orders():
+    rng = np.random.default_rng(0)
+    relevant = np.array([[1, 0, 0, 0, 0], [1, 1, 0, 1, 0], [0, 0, 0, 0, 0]], bool)
+    orders = np.stack([rng.permuted(np.tile(np.arange(5.0), (3, 1)), axis=1) for _ in range(4000)])
+    drawn = [relevance_columns(scores, relevant, (1, 3)) for scores in orders]
+    for name, exact in trivial_relevance(relevant, (1, 3)).items():
+        mean = np.stack([columns[name] for columns in drawn]).mean(0)
+        np.testing.assert_allclose(mean, exact, atol=0.03, equal_nan=True)
+    assert np.isnan(exact[2])
+
+
+def test_relevance_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="shape"):
+        relevance_columns(np.zeros((2, 3)), np.zeros((2, 2), bool))
+    with pytest.raises(ValueError, match="finite"):
+        relevance_columns(np.full((1, 2), np.nan), np.ones((1, 2), bool))
+    with pytest.raises(ValueError, match="ties"):
+        relevance_columns(np.zeros((1, 2)), np.ones((1, 2), bool), ties="first")
+
+
+@pytest.mark.slow
+def test_ten_thousand_by_ten_thousand_fit_in_two_gib():
+    """Ranks of a dual encoder's vectors, in a process of their own whose memory is measured."""
+    code = (
+        "import resource, numpy as np\n"
+        "from vlp_bench.metrics.retrieval import retrieval_ranks\n"
+        "a, b = (np.random.default_rng(i).standard_normal((10000, 128), np.float32) for i in (0, 1))\n"
+        "ids = np.arange(10000)\n"
+        "image, text = retrieval_ranks(lambda start, stop: a[start:stop] @ b.T, ids, ids)\n"
+        "assert image.min() >= 1 and text.max() <= 10000\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert int(said) < 2 * 2**20

@@ -11,14 +11,31 @@ from vlp_bench.types import ImageFeatures, TextFeatures
 
 
 class Aligner(nn.Module, ABC):
-    """Scores images against texts."""
+    """Scores images against texts by the cosine of one vector each."""
 
     @abstractmethod
+    def embed_images(self, images: ImageFeatures) -> Float[Tensor, "N E"]:
+        """Vectors of N images, of any length."""
+
+    @abstractmethod
+    def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
+        """Vectors of N texts, of any length."""
+
     def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Score of every image with every text; larger is more alike."""
+        """Cosine of every image with every text; larger is more alike."""
+        return F.normalize(self.embed_images(images), dim=-1) @ F.normalize(self.embed_texts(texts), dim=-1).T
+
+    @property
+    def scale(self) -> float:
+        """The factor on cosines, 1 / temperature, with which they were trained to be a softmax's logits."""
+        return 1.0
 
     def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
         """Score of every patch of image b with text b, where the method aligns patches; else None."""
+        return None
+
+    def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"] | None:
+        """Score of every image with every text by their parts, where the method was trained so; else None."""
         return None
 
 
@@ -52,10 +69,6 @@ class DualEncoderAligner(Aligner):
     def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
         """Unit vectors of N texts."""
         return F.normalize(self.text(texts.pooled), dim=-1)
-
-    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Cosine similarity."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
 
     def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
         """Mean cosine similarity of a patch with the tokens of its own text."""

@@ -228,14 +228,20 @@ class JointEncoder(nn.Module):
             texts: their index is read; what a text encoder made of them is not.
             pairs: how many go through BERT at once.
         """
-        n, count = images.tokens.shape[:2]
+        n = len(images.tokens)
         both = torch.cartesian_prod(torch.arange(n), torch.arange(len(texts.index)))
-        places = torch.arange(count, device=images.tokens.device)
-        attention = "bi" if self.crosses else self.attention
-        scores = []
-        for i, t in (part.unbind(1) for part in both.split(pairs)):
-            words, real = texts.index.ids[t, 1:], texts.index.mask[t, 1:]
-            hidden = self(text, images.tokens[i], places.expand(len(i), -1), words, real, attention)
-            logits = self.match(hidden, count)
-            scores.append(logits[:, 1] - logits[:, 0])
+        scores = [
+            self.score_pairs(text, images.tokens[i], texts.index.ids[t], texts.index.mask[t])
+            for i, t in (part.unbind(1) for part in both.split(pairs))
+        ]
         return torch.cat(scores).view(n, -1)
+
+    def score_pairs(
+        self, text: TextBackbone, tokens: Float[Tensor, "B N C"], ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B T"]
+    ) -> Float[Tensor, "B"]:
+        """Log-odds that image b and text b belong together; `ids` begin with [CLS]."""
+        count = tokens.shape[1]
+        places = torch.arange(count, device=tokens.device).expand(len(tokens), -1)
+        attention = "bi" if self.crosses else self.attention
+        logits = self.match(self(text, tokens, places, ids[:, 1:], mask[:, 1:], attention), count)
+        return logits[:, 1] - logits[:, 0]

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -124,10 +123,14 @@ class SentenceAligner(Aligner):
         vectors, mask = self.sentences(texts)
         return Sentences(torch.where(self.bank.in_use, self.bank(vectors, self.bank.temperature), vectors), mask)
 
-    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Cosine similarity of image and report."""
-        reports = self.embed_reports(self.known(texts))
-        return F.normalize(self.embed_images(images), dim=-1) @ F.normalize(reports, dim=-1).T
+    def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "B D"]:
+        """Vectors of B reports, of any length, from their sentences as prototypes."""
+        return self.embed_reports(self.known(texts))
+
+    @property
+    def scale(self) -> float:
+        """Of the contrast of images with reports."""
+        return float(self.log_scale.exp())
 
     def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
         """Mean of both attentions between a patch and the sentences of its own report."""
@@ -137,3 +140,17 @@ class SentenceAligner(Aligner):
         context = self.attention(self.embed_patches(images), vectors, mask)
         both = (context.sentence_to_patch.transpose(1, 2) + context.patch_to_sentence) / 2
         return (both * mask[:, None]).sum(2) / mask.sum(1, keepdim=True).clamp(min=1)
+
+    def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"] | None:
+        """Mean of both attentions over all patches and the sentences of a text: PRIOR's local zero-shot score."""
+        vectors, mask = self.known(texts)
+        patches = self.embed_patches(images)
+        return torch.stack([self._pooled(patches, v, m) for v, m in zip(vectors, mask, strict=True)], 1)
+
+    def _pooled(
+        self, patches: Float[Tensor, "B P D"], sentences: Float[Tensor, "N D"], mask: Bool[Tensor, "N"]
+    ) -> Float[Tensor, "B"]:
+        count = len(patches)
+        context = self.attention(patches, sentences.expand(count, -1, -1), mask.expand(count, -1))
+        both = (context.sentence_to_patch.mean(2) + context.patch_to_sentence.mean(1)) / 2
+        return (both * mask).sum(1) / mask.sum().clamp(min=1)

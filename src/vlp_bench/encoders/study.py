@@ -85,7 +85,3 @@ class StudyAligner(Aligner):
     def embed_texts(self, texts: TextFeatures) -> Float[Tensor, "N E"]:
         """Unit vectors of N reports."""
         return F.normalize(self.text(texts.pooled), dim=-1)
-
-    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Cosine similarity."""
-        return self.embed_images(images) @ self.embed_texts(texts).T

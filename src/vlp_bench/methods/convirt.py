@@ -47,10 +47,6 @@ class ConvirtAligner(Aligner):
         """Unit vectors u."""
         return unit(self.text(texts.tokens.masked_fill(~texts.mask[..., None], float("-inf")).amax(1)))
 
-    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Cosine similarity."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
-
 
 def one_sentence(text: Tokens, draw: Float[Tensor, "B"]) -> Tokens:
     """Hide all but one sentence of each text; `draw` in [0, 1) says which. [CLS] and [SEP] stay."""

@@ -50,11 +50,17 @@ class GloriaAligner(Aligner):
         region: width of the image's tokens.
         text: width of the text's tokens.
         embed_dim: width of the joint space.
+        sharpness: see word_region_similarity.
+        emphasis: the same.
     """
 
-    def __init__(self, image: int, region: int, text: int, embed_dim: int) -> None:
+    def __init__(
+        self, image: int, region: int, text: int, embed_dim: int, sharpness: float = 4.0, emphasis: float = 5.0
+    ) -> None:
         super().__init__()
-        self.arguments = {"image": image, "region": region, "text": text, "embed_dim": embed_dim}
+        widths = {"image": image, "region": region, "text": text, "embed_dim": embed_dim}
+        self.arguments = {**widths, "sharpness": sharpness, "emphasis": emphasis}
+        self.sharpness, self.emphasis = sharpness, emphasis
         self.image, self.report = nn.Linear(image, embed_dim), nn.Linear(text, embed_dim)
         self.region, self.word = nn.Linear(region, embed_dim, bias=False), nn.Linear(text, embed_dim, bias=False)
 
@@ -67,15 +73,22 @@ class GloriaAligner(Aligner):
         words = words_of(texts)
         return unit(self.report(words.vectors.sum(1) / words.mask.sum(1, keepdim=True).clamp(min=1)))
 
-    def similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
-        """Cosine similarity of the global representations."""
-        return self.embed_images(images) @ self.embed_texts(texts).T
-
     def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"]:
         """Cosine similarity of a region with the mean of the words of its own report."""
         words = words_of(texts)
         mean = unit(unit(self.word(words.vectors)).sum(1))
         return (unit(self.region(images.tokens)) @ mean[..., None]).squeeze(-1)
+
+    def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
+        """Z of every image with every report."""
+        words = words_of(texts)
+        return self.compare(self.region(images.tokens), self.word(words.vectors), words.mask)
+
+    def compare(
+        self, regions: Float[Tensor, "Ni P E"], words: Float[Tensor, "Nt W E"], mask: Bool[Tensor, "Nt W"]
+    ) -> Float[Tensor, "Ni Nt"]:
+        """Z of regions and words that are projected already."""
+        return word_region_similarity(regions, words, mask, self.sharpness, self.emphasis)
 
 
 class GLoRIA(VLPMethod):
@@ -107,8 +120,9 @@ class GLoRIA(VLPMethod):
         **common: Any,
     ) -> None:
         super().__init__(vision, text, optimizer, **common)
-        self.sharpness, self.emphasis, self.temperature = sharpness, emphasis, temperature
-        self.heads = GloriaAligner(vision.spec.pooled_dim, vision.spec.token_dim, text.width, embed_dim)
+        self.temperature = temperature
+        widths = (vision.spec.pooled_dim, vision.spec.token_dim, text.width, embed_dim)
+        self.heads = GloriaAligner(*widths, sharpness, emphasis)
 
     def aligner(self) -> GloriaAligner:
         """The four projections."""
@@ -129,9 +143,7 @@ class GLoRIA(VLPMethod):
         words = words_of(text)
         regions, vectors = self.heads.region(image.tokens), self.heads.word(words.vectors)
 
-        def scores(regions: Tensor, vectors: Tensor, mask: Tensor) -> Tensor:
-            return word_region_similarity(regions, vectors, mask, self.sharpness, self.emphasis)
-
+        scores = self.heads.compare
         rank, world = rank_and_world()
         first = rank * len(regions)
         if world == 1:

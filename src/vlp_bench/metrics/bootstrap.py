@@ -4,7 +4,7 @@ Images of one patient resemble each other, so a resample draws patients, never s
 drawn patient counts as often as the patient was drawn.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,3 +115,35 @@ def entry(value: float, resampled: NDArray, n: int) -> Entry:
     tail = (100.0 - LEVEL) / 2
     low, high = np.percentile(known, [tail, 100.0 - tail])
     return {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
+
+
+def mean_entries(
+    columns: Mapping[str, ArrayLike], patients: ArrayLike, resamples: int = 1000, seed: int = 0
+) -> dict[str, Entry]:
+    """Describe metrics that are means over items, with intervals over patients.
+
+    Args:
+        columns: name of a metric to its (N,) values; nan where an item does not count.
+        patients: (N,) patient of every item.
+        resamples: number of resamples; 0 gives no intervals.
+        seed: seed of the bootstrap.
+
+    Returns:
+        An entry for each name; None as value where no item counts.
+
+    Raises:
+        ValueError: lengths that differ.
+    """
+    groups = Patients.of(patients)
+    values = np.stack([np.asarray(v, np.float64) for v in columns.values()], axis=1)
+    if len(values) != len(groups.index):
+        raise ValueError(f"{len(groups.index)} patients for {len(values)} items")
+    known = ~np.isnan(values)
+    sums, counted = groups.sums(np.where(known, values, 0.0)), groups.sums(known)
+    resampled = np.full((resamples, len(columns)), np.nan)
+    for rows, counts in patient_counts(groups.count, resamples, seed):
+        total = counts @ counted
+        resampled[rows] = np.divide(counts @ sums, total, out=np.full(total.shape, np.nan), where=total > 0)
+    n = known.sum(0)
+    point = np.divide(sums.sum(0), n, out=np.full(n.shape, np.nan), where=n > 0)
+    return {name: entry(float(point[i]), resampled[:, i], int(n[i])) for i, name in enumerate(columns)}

@@ -4,7 +4,7 @@ The rank of a query is that of its best match. Ties are broken pessimistically: 
 that scores the same as the best match is put before it, so a model that gives one score to all gets the last rank.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -114,6 +114,71 @@ def retrieval_ranks(
         match = image_group[start:stop, None] == text_group
         ahead += np.sum((rows(start, stop) >= best) & ~match, axis=0)
     return image_ranks, np.where(np.isfinite(best), ahead + 1, 0)
+
+
+def relevance_columns(
+    scores: ArrayLike,
+    relevant: ArrayLike,
+    cutoffs: Sequence[int] = CUTOFFS,
+    ties: str = "last",
+    without: str = "leave out",
+) -> dict[str, NDArray[np.float64]]:
+    """Judge the order in which each query's candidates come, where several may be right.
+
+    Args:
+        scores: (Q, C) finite floats.
+        relevant: (Q, C) bool, the candidates that are right.
+        cutoffs: the K.
+        ties: where a right candidate stands among others of its score: `last`, or `reversed argsort`, the accident of
+            numpy's order by which MedViLL's code published its numbers.
+        without: what becomes of a query for which no candidate is right: `leave out`, or `count`, by which that code
+            gives it rank C + 1 and no recall.
+
+    Returns:
+        (Q,) `hit@K` (whether one of the first K is right), `precision@K` (their share), `recall@K` (the share of the
+        right ones that are among them) and `mrr` (reciprocal rank of the first right one); nan does not count.
+
+    Raises:
+        ValueError: shapes that differ, a score that is not finite, an unknown option.
+    """
+    scores, relevant = np.asarray(scores, np.float64), np.asarray(relevant, bool)
+    if scores.ndim != 2 or scores.shape != relevant.shape:
+        raise ValueError(f"scores of shape {scores.shape} and relevance of shape {relevant.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite")
+    if ties not in ("last", "reversed argsort") or without not in ("leave out", "count"):
+        raise ValueError(f"ties={ties!r}, without={without!r}: see the docstring")
+    order = np.lexsort((relevant, -scores), axis=-1) if ties == "last" else np.argsort(scores, axis=-1)[:, ::-1]
+    right = np.take_along_axis(relevant, order, axis=-1)
+    total = right.sum(1)
+    none = total == 0
+    rank = np.where(none, right.shape[1], right.argmax(1)) + 1
+    columns: dict[str, NDArray[np.float64]] = {}
+    for k in cutoffs:
+        found = right[:, :k].sum(1)
+        columns[f"hit@{k}"] = (rank <= k).astype(np.float64)
+        columns[f"precision@{k}"] = found / k
+        columns[f"recall@{k}"] = np.where(none, np.nan, found / np.maximum(total, 1))
+    columns["mrr"] = 1.0 / rank
+    if without == "leave out":
+        columns = {name: np.where(none, np.nan, values) for name, values in columns.items()}
+    return columns
+
+
+def trivial_relevance(relevant: ArrayLike, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, NDArray[np.float64]]:
+    """What a random order of the candidates gives each query, computed exactly; as `relevance_columns`."""
+    relevant = np.asarray(relevant, bool)
+    candidates, total = relevant.shape[1], relevant.sum(1)
+    numbers, which = np.unique(total, return_inverse=True)
+    missed = np.stack([_expected_miss(np.array([n]), candidates) for n in numbers])
+    columns: dict[str, NDArray[np.float64]] = {}
+    for k in cutoffs:
+        first = min(k, candidates)
+        columns[f"hit@{k}"] = 1.0 - missed[which, first]
+        columns[f"precision@{k}"] = total * first / candidates / k
+        columns[f"recall@{k}"] = np.full(len(total), first / candidates)
+    columns["mrr"] = ((missed[:, :-1] - missed[:, 1:]) @ (1.0 / np.arange(1, candidates + 1)))[which]
+    return {name: np.where(total == 0, np.nan, values) for name, values in columns.items()}
 
 
 def trivial_retrieval(image_group: ArrayLike, text_group: ArrayLike) -> dict[str, Entry]:

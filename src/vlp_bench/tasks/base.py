@@ -1,7 +1,7 @@
 """What a downstream task is given and what it gives back. Tasks see encoders and prepared data, never a method."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -172,15 +172,14 @@ class Cell:
         return kept[rows]
 
     @torch.inference_mode()
-    def encode(self, rows: np.ndarray) -> list[ImageFeatures]:
+    def encode(self, rows: np.ndarray) -> Iterator[ImageFeatures]:
         """Features of image rows, batch by batch, on the device at hand, back on the CPU in float32."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         vision = self.encoders.vision.to(device)
         size = int(self.adaptation.get("batch_size", 128))
-        parts = [rows[i : i + size] for i in range(0, len(rows), size)]
-        found = [vision(self.pixels(part).to(device)).to("cpu") for part in parts]
+        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
+            yield vision(self.pixels(part).to(device)).to("cpu")
         vision.to("cpu")
-        return found
 
 
 @dataclass
