@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from harness import PENDING, Results, Vector, adapter, default_tolerance
 from mgca import text_backbone
 from torch import Tensor, nn
@@ -18,9 +19,9 @@ from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.losses.reconstruction import assign, divergence, l1, masked_mean, pick, quantisation_error
 from vlp_bench.methods.prior import Stages, anneal
 from vlp_bench.methods.prior_official import PRIOROfficial
+from vlp_bench.tasks.zero_shot import summed_scores
 from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures, Tokens
 
-PENDING["prior/zero_shot"] = "zero-shot classification is not written yet"
 PENDING["prior/tokenise"] = "sentences are tokenised one by one here, not glued together without a blank"
 PENDING["prior/report_sections"] = "reports are cut by the rules of the MIMIC-CXR code here, for all methods alike"
 
@@ -558,3 +559,26 @@ def one_stage(file: Vector, prior: PRIOROfficial, number: int, batch: StudyBatch
 #: a table that no one looks up, and one that is part of the positions here
 WORDS = "sentence_decoder.embeddings.word_embeddings.weight"
 TYPES = "sentence_decoder.embeddings.token_type_embeddings.weight"
+
+
+@adapter(
+    "prior/zero_shot",
+    component="zero-shot score of five classes",
+    equation="supplement",
+    departure="the factor on cosines is the raw logarithm, the local part counts half, as released",
+)
+def zero_shot(file: Vector) -> Results:
+    prompts, sentences = file.tensor("in_global_prompts_5xD"), file.tensor("in_local_prompts_5xD")
+    width = prompts.shape[1]
+    heads = SentenceAligner(width, width, 9, width, 1, 4, "mean", "sigmoid", 0.07, False, False, False, False)
+    weights = {n: v for n, v in file.weights().items() if n.startswith("local_cross_attention.")}
+    heads.attention.load_state_dict({ours(n)[0].removeprefix("heads.attention."): v for n, v in weights.items()})
+    results: dict[str, object] = {}
+    for name in file.names("^in_global_image_"):
+        number = name.removeprefix("in_global_image_")
+        cosine = F.normalize(file.tensor(name), dim=-1) @ F.normalize(prompts, dim=-1).T
+        one = torch.ones(len(sentences), 1, dtype=torch.bool)
+        local = heads.score_sentences(file.tensor(f"in_local_image_{number}"), sentences[:, None], one)
+        score = summed_scores(file.tensor("w__logit_scale") * cosine, local, 0.5)
+        results |= {f"out_score_{number}": score, f"out_prediction_{number}": score.argmax(-1)}
+    return results

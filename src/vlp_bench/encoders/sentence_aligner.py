@@ -143,14 +143,15 @@ class SentenceAligner(Aligner):
 
     def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"] | None:
         """Mean of both attentions over all patches and the sentences of a text: PRIOR's local zero-shot score."""
-        vectors, mask = self.known(texts)
-        patches = self.embed_patches(images)
-        return torch.stack([self._pooled(patches, v, m) for v, m in zip(vectors, mask, strict=True)], 1)
+        return self.score_sentences(self.embed_patches(images), *self.known(texts))
 
-    def _pooled(
-        self, patches: Float[Tensor, "B P D"], sentences: Float[Tensor, "N D"], mask: Bool[Tensor, "N"]
-    ) -> Float[Tensor, "B"]:
-        count = len(patches)
-        context = self.attention(patches, sentences.expand(count, -1, -1), mask.expand(count, -1))
-        both = (context.sentence_to_patch.mean(2) + context.patch_to_sentence.mean(1)) / 2
-        return (both * mask).sum(1) / mask.sum().clamp(min=1)
+    def score_sentences(
+        self, patches: Float[Tensor, "Ni P D"], sentences: Float[Tensor, "Nt N D"], mask: Bool[Tensor, "Nt N"]
+    ) -> Float[Tensor, "Ni Nt"]:
+        """The same of vectors that are made already."""
+        count, scores = len(patches), []
+        for vectors, real in zip(sentences, mask, strict=True):
+            context = self.attention(patches, vectors.expand(count, -1, -1), real.expand(count, -1))
+            both = (context.sentence_to_patch.mean(2) + context.patch_to_sentence.mean(1)) / 2
+            scores.append((both * real).sum(1) / real.sum().clamp(min=1))
+        return torch.stack(scores, 1)

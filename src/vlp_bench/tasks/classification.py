@@ -65,14 +65,15 @@ class Classification(Task):
         return Outcome(
             classification_metrics(scores, target.targets[test], patients, thresholds, **common),
             trivial_classification(target.targets[train], target.targets[test], patients, **common),
-            _predictions(cell, test, scores),
+            predictions_table(cell, test, scores),
             target.labels,
             facts
             | {"train_images": len(train), "thresholds": dict(zip(target.labels, thresholds.tolist(), strict=True))},
         )
 
 
-def _predictions(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+def predictions_table(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
+    """Scores and targets of images, a row each."""
     target, images = cell.target, cell.target.store.images.iloc[rows]
     table = pd.DataFrame({"item_id": images["image_id"].to_numpy(), "patient_id": images["patient_id"].to_numpy()})
     for i, name in enumerate(target.labels):
