@@ -31,7 +31,7 @@ def _recipes(size: int) -> dict[str, list[Any]]:
             A.Affine(scale=(0.9, 1.1), rotate=(-10, 10), border_mode=cv2.BORDER_CONSTANT, p=0.5),
         ],
         # the fine-tuning of REFERS and of BenchX' NIH
-        "resized_crop_flip": [A.RandomResizedCrop((size, size), scale=(0.6, 1.0)), A.HorizontalFlip(p=0.5)],
+        "resized_crop_flip": [A.RandomResizedCrop((size, size), scale=(0.08, 1.0)), A.HorizontalFlip(p=0.5)],
     }
 
 

@@ -1,6 +1,7 @@
 """The verb `evaluate`: a backbone, a target and a task to `result.json` and `predictions.parquet`."""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from vlp_bench.config import identity, plain
+from vlp_bench.config import compose_verb, identity, plain
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
@@ -22,6 +23,8 @@ from vlp_bench.tasks.base import Cell, Outcome, Picture, Target, Task
 SCHEMA = 1
 #: What evaluations must share to be comparable, beside the target's data and TARGET_KEYS.
 RECIPE_KEYS = ("task", "adaptation", "trainer", "split", "subset", "protocol")
+#: What a run may set without departing from a protocol.
+FREE = ("num_workers",)
 TARGET_KEYS = ("name", "kind", "labels", "uncertain", "views")
 
 
@@ -106,6 +109,30 @@ def _recipe(cfg: DictConfig) -> str:
     return digest([identity(cfg, RECIPE_KEYS) | written, {k: plain(cfg.target).get(k) for k in TARGET_KEYS}], 6)
 
 
+def _protocol(cfg: DictConfig) -> dict[str, Any]:
+    """What the protocol says of itself, and where this run departs from it."""
+    said: dict[str, Any] = {key: cfg.protocol.get(key) or [] for key in ("breaks", "differs")}
+    said = {k: list(v) for k, v in said.items()} | {"name": cfg.protocol.name, "source": cfg.protocol.source}
+    if cfg.protocol.source is None:
+        return said | {"departures": []}
+    fresh = [f"protocol={cfg.protocol.name}", f"target.name={cfg.target.name}", f"label_fraction={cfg.label_fraction}"]
+    try:
+        meant = compose_verb("evaluate", fresh)
+    except UserError:  # a protocol of the user's own tree, which is not searched here
+        return said | {"departures": None}
+    return said | {"departures": list(_departures(cfg, meant))}
+
+
+def _departures(cfg: DictConfig, meant: DictConfig) -> Iterator[str]:
+    for section in ("task", "adaptation"):
+        ours, theirs = plain(cfg[section]), plain(meant[section])
+        for key in sorted(ours.keys() | theirs.keys()):
+            if key not in FREE and ours.get(key) != theirs.get(key):
+                yield f"{section}.{key}={ours.get(key)}, published {theirs.get(key)}"
+    if cfg.subset != meant.subset:
+        yield f"subset={cfg.subset}, published {meant.subset}"
+
+
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(about["config"]), out / "config.yaml")
@@ -121,7 +148,7 @@ def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: 
         "target": cfg.target.name,
         "where": cfg.target.get("where"),
         "split": cfg.split,
-        "protocol": {k: plain(cfg.protocol).get(k) for k in ("name", "source", "breaks")},
+        "protocol": _protocol(cfg),
         "label_fraction": cfg.label_fraction if task.learns else None,
         "draw": cfg.draw,
         "adaptation": cfg.adaptation.name,
