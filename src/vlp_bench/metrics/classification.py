@@ -142,9 +142,7 @@ def choose_thresholds(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float
     Raises:
         ValueError: if the shapes differ, a score is not finite or a target is not 0, 1 or nan.
     """
-    scores = np.asarray(scores, np.float64)
-    columns = scores.reshape(len(scores), -1)
-    scores, targets = _checked(columns, targets, [str(i) for i in range(columns.shape[1])], "multilabel")
+    scores, targets = checked_columns(scores, targets)
     return np.array([_best_threshold(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
 
 
@@ -287,6 +285,17 @@ def _outcomes(call_f1: NDArray, call_accuracy: NDArray, targets: NDArray, kind: 
         right = known & right.all(axis=1, keepdims=True)
     called = known & call_f1
     return np.concatenate([called & truth, called.astype(int) + truth, right, known], axis=1).astype(np.float64)
+
+
+def checked_columns(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bring scores and targets, (N, L) or (N,), into (N, L) float64.
+
+    Raises:
+        ValueError: the shapes differ, a score is not finite or a target is not 0, 1 or nan.
+    """
+    scores = np.asarray(scores, np.float64)
+    columns = scores.reshape(len(scores), -1)
+    return _checked(columns, targets, [str(i) for i in range(columns.shape[1])], "multilabel")
 
 
 def _checked(scores: ArrayLike, targets: ArrayLike, labels: Sequence[str], kind: str) -> tuple[NDArray, NDArray]:
