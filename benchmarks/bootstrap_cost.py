@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from page import put
 
-from vlp_bench.metrics import classification_metrics, delong, macro_auroc, paired_bootstrap
+from vlp_bench.metrics import auroc_statistic, classification_metrics, delong, paired_bootstrap
 from vlp_bench.metrics.bootstrap import Patients
 from vlp_bench.report.tables import pipe_table
 
@@ -39,7 +39,7 @@ def measure(images: int, patients: int, labels: int, resamples: int) -> list[tup
     limits = np.zeros(labels)
 
     def difference() -> object:
-        runs = [[macro_auroc(scores, targets, groups)] for scores in (a, b)]
+        runs = [[auroc_statistic(scores, targets, groups)] for scores in (a, b)]
         return paired_bootstrap(runs, groups.count, resamples=resamples, width=images)
 
     ways: dict[str, Callable[[], object]] = {

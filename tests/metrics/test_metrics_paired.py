@@ -6,13 +6,13 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from vlp_bench.metrics import (
+    auroc_statistic,
     bootstrap_difference,
     bootstrap_t_difference,
     bootstrap_weights,
     delong,
     holm,
-    macro_auroc,
-    mean_over_items,
+    mean_statistic,
     normal_difference,
     paired_bootstrap,
     rank_intervals,
@@ -49,7 +49,7 @@ def sklearn_macro(scores, targets, items):
 def test_bootstrap_of_a_difference_equals_repeating_the_items():
     (a, b), targets, who = sample()
     groups = Patients.of(who)
-    statistics = [[macro_auroc(x, targets, groups)] for x in (a, b)]
+    statistics = [[auroc_statistic(x, targets, groups)] for x in (a, b)]
     (value_a, value_b), drawn = paired_bootstrap(statistics, groups.count, resamples=60, seed=3)
     everything = np.arange(len(who))
     assert value_a == pytest.approx(sklearn_macro(a, targets, everything), abs=1e-12)
@@ -66,7 +66,7 @@ def test_bootstrap_of_a_difference_equals_repeating_the_items():
 def test_draws_do_not_depend_on_the_chunks():
     (a,), targets, who = sample(systems=1)
     groups = Patients.of(who)
-    statistic = macro_auroc(a, targets, groups)
+    statistic = auroc_statistic(a, targets, groups)
     one, many = (paired_bootstrap([[statistic]], groups.count, resamples=25, seed=1, width=w)[1] for w in (None, 10**6))
     assert (one == many).all()
 
@@ -74,7 +74,7 @@ def test_draws_do_not_depend_on_the_chunks():
 def test_runs_are_averaged_within_each_resample():
     (a, b, c), targets, who = sample(systems=3)
     groups = Patients.of(who)
-    each = [macro_auroc(x, targets, groups) for x in (a, b, c)]
+    each = [auroc_statistic(x, targets, groups) for x in (a, b, c)]
     values, drawn = paired_bootstrap([[each[0], each[1]], [each[2]], each[:1], each[1:2]], groups.count, resamples=30)
     assert values[0] == pytest.approx((values[2] + values[3]) / 2)
     assert drawn[0] == pytest.approx((drawn[2] + drawn[3]) / 2)
@@ -85,7 +85,7 @@ def test_mean_over_items_equals_repeating_the_items():
     who, values = rng.integers(0, 9, 50), rng.normal(size=50)
     values[::7] = np.nan
     groups = Patients.of(who)
-    (point,), drawn = paired_bootstrap([[mean_over_items(values, groups)]], groups.count, resamples=40, seed=2)
+    (point,), drawn = paired_bootstrap([[mean_statistic(values, groups)]], groups.count, resamples=40, seed=2)
     assert point == pytest.approx(np.nanmean(values))
     weights = np.concatenate(list(bootstrap_weights(who, 40, 2)))
     assert drawn[0] == pytest.approx(np.array([np.nanmean(np.repeat(values, w)) for w in weights]))
@@ -122,8 +122,8 @@ def test_a_label_with_one_class_takes_no_part():
     groups = Patients.of(who)
     ones = np.ones((1, groups.count), np.int32)
     expected = sklearn_macro(a[:, [0, 2]], targets[:, [0, 2]], np.arange(len(who)))
-    assert macro_auroc(a, targets, groups)(ones)[0] == pytest.approx(expected)
-    assert np.isnan(macro_auroc(a[:, 1], targets[:, 1], groups)(ones)).all()
+    assert auroc_statistic(a, targets, groups)(ones)[0] == pytest.approx(expected)
+    assert np.isnan(auroc_statistic(a[:, 1], targets[:, 1], groups)(ones)).all()
 
 
 # -- DeLong
@@ -242,7 +242,7 @@ def test_intervals_cover_the_truth():
         found = {"delong": delong([[a], [b]], targets, who).difference(0, 1)}
         groups = Patients.of(who)
         values, drawn = paired_bootstrap(
-            [[macro_auroc(x, targets, groups)] for x in (a, b)], groups.count, resamples=400, seed=seed
+            [[auroc_statistic(x, targets, groups)] for x in (a, b)], groups.count, resamples=400, seed=seed
         )
         found["bootstrap"] = bootstrap_difference(*values, *drawn)
         for name, difference in found.items():
@@ -375,11 +375,11 @@ def test_variance_split_never_goes_below_zero():
     "subsets, seeds, known, together, note",
     [
         ([0], [0], "", np.nan, "one run"),
-        ([0, 0, 0], [0, 1, 2], "", 1.0, "how much subsets matter is unknown"),
-        ([0, 1, 2], [0, 0, 0], "", 1.0, "how much seeds matter is unknown"),
-        ([0, 1, 2], [0, 1, 2], "", 1.0, "subset, seed and rest are one"),
-        ([0, 0, 1], [0, 1, 2], "subset", 0.5, "seed and rest are one"),
-        ([0, 1, 2], [0, 0, 1], "seed", 0.5, "subset and rest are one"),
+        ([0, 0, 0], [0, 1, 2], "", 1.0, "how much subsets matter is not"),
+        ([0, 1, 2], [0, 0, 0], "", 1.0, "how much seeds matter is not"),
+        ([0, 1, 2], [0, 1, 2], "", 1.0, "all three are known"),
+        ([0, 0, 1], [0, 1, 2], "subset", 0.5, "seed and rest are known"),
+        ([0, 1, 2], [0, 0, 1], "seed", 0.5, "subset and rest are known"),
     ],
 )
 def test_variance_split_says_what_cannot_be_separated(subsets, seeds, known, together, note):
@@ -394,10 +394,10 @@ def test_variance_split_says_what_cannot_be_separated(subsets, seeds, known, tog
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: macro_auroc(np.zeros((3, 1)), np.zeros((3, 1)), Patients.of([1, 2])), "2 patients for 3 items"),
-        (lambda: macro_auroc([np.nan], [1], Patients.of([1])), "not all finite"),
-        (lambda: macro_auroc([0.1], [2], Patients.of([1])), "0, 1 or nan"),
-        (lambda: mean_over_items([1.0], Patients.of([1, 2])), "for 2 items"),
+        (lambda: auroc_statistic(np.zeros((3, 1)), np.zeros((3, 1)), Patients.of([1, 2])), "2 patients for 3 items"),
+        (lambda: auroc_statistic([np.nan], [1], Patients.of([1])), "not all finite"),
+        (lambda: auroc_statistic([0.1], [2], Patients.of([1])), "0, 1 or nan"),
+        (lambda: mean_statistic([1.0], Patients.of([1, 2])), "for 2 items"),
         (lambda: paired_bootstrap([[]], 3), "without runs"),
         (lambda: delong([[]], [1, 0], None), "without runs"),
         (lambda: delong([[[0.1, 0.2]]], [1, 0], [1]), "1 patients for 2 items"),

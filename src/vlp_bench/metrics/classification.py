@@ -119,12 +119,11 @@ def macro_auroc(scores: ArrayLike, targets: ArrayLike) -> float:
     Raises:
         ValueError: as `classification_metrics`.
     """
-    names = [str(i) for i in range(np.shape(scores)[1])]
-    scores, targets = _checked(scores, targets, names, "multilabel")
+    scores, targets = checked_columns(scores, targets)
     valid = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
     everyone = np.zeros(len(targets), np.intp)
     once = np.ones((1, 1), np.int32)
-    found = [_Ranking.of(scores[:, i], targets[:, i], everyone).measure(once)[0][0] for i in np.flatnonzero(valid)]
+    found = [Ranking.of(scores[:, i], targets[:, i], everyone).auroc(once)[0] for i in np.flatnonzero(valid)]
     return float(np.mean(found)) if found else float("nan")
 
 

@@ -39,7 +39,7 @@ class Difference:
     p: float
 
 
-def macro_auroc(scores: ArrayLike, targets: ArrayLike, patients: Patients) -> Statistic:
+def auroc_statistic(scores: ArrayLike, targets: ArrayLike, patients: Patients) -> Statistic:
     """AUROC averaged over labels, as a function of how often each patient counts.
 
     Labels without both classes are left out, and in a resample also those that miss a class there; on the same
@@ -73,7 +73,7 @@ def macro_auroc(scores: ArrayLike, targets: ArrayLike, patients: Patients) -> St
     return statistic
 
 
-def mean_over_items(values: ArrayLike, patients: Patients) -> Statistic:
+def mean_statistic(values: ArrayLike, patients: Patients) -> Statistic:
     """Mean over items, as a function of how often each patient counts.
 
     Args:
@@ -150,14 +150,14 @@ def bootstrap_difference(a: float, b: float, drawn_a: ArrayLike, drawn_b: ArrayL
         drawn_a: (R,) its values in the resamples; those undefined are left out.
         drawn_b: (R,) the same of the second, from the same resamples.
     """
-    drawn = np.asarray(drawn_a, np.float64) - np.asarray(drawn_b, np.float64)
+    value, drawn = float(a - b), np.asarray(drawn_a, np.float64) - np.asarray(drawn_b, np.float64)
     drawn = drawn[np.isfinite(drawn)]
-    if not np.isfinite(a - b) or drawn.size == 0:
-        return Difference(a - b, math.nan, math.nan, math.nan)
+    if math.isnan(value) or drawn.size == 0:
+        return Difference(value, math.nan, math.nan, math.nan)
     drawn = np.where(np.abs(drawn) < 1e-12, 0.0, drawn)  # equal values may have been added up in another order
     low, high = np.quantile(drawn, [TAIL, 1 - TAIL])
     beyond = 1 + min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return Difference(a - b, float(low), float(high), min(1.0, 2 * beyond / (drawn.size + 1)))
+    return Difference(value, float(low), float(high), min(1.0, 2 * beyond / (drawn.size + 1)))
 
 
 def normal_difference(value: float, variance: float) -> Difference:

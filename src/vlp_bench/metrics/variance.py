@@ -95,19 +95,19 @@ def _solved(within_subset: float, within_seed: float, across: float) -> Variance
         case (False, False, False):
             return split(across - within_subset, across - within_seed, within_subset + within_seed - across)
         case (False, True, False):
-            note = "no two subsets share a seed: seed and rest are one"
+            note = "no two subsets share a seed: seed and rest are known together only"
             return split(across - within_subset, math.nan, math.nan, within_subset, note)
         case (True, False, False):
-            note = "no two seeds share a subset: subset and rest are one"
+            note = "no two seeds share a subset: subset and rest are known together only"
             return split(math.nan, across - within_seed, math.nan, within_seed, note)
         case (True, True, False):
-            note = "every run has a subset and a seed of its own: subset, seed and rest are one"
+            note = "every run has a subset and a seed of its own: all three are known together only"
             return split(math.nan, math.nan, math.nan, across, note)
         case (False, _, True):
-            note = "one subset: seed and rest are one, and how much subsets matter is unknown"
+            note = "one subset: seed and rest are known together only, and how much subsets matter is not"
             return split(math.nan, math.nan, math.nan, within_subset, note)
         case (True, False, True):
-            note = "one seed: subset and rest are one, and how much seeds matter is unknown"
+            note = "one seed: subset and rest are known together only, and how much seeds matter is not"
             return split(math.nan, math.nan, math.nan, within_seed, note)
     return split(math.nan, math.nan, math.nan, math.nan, "one run has no spread")
 

@@ -7,7 +7,7 @@ targets are the same. What cannot be compared is named with its reason, and keep
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from vlp_bench.errors import UserError
 from vlp_bench.metrics import (
     Difference,
+    auroc_statistic,
     bootstrap_difference,
     bootstrap_t_difference,
     delong,
     holm,
-    macro_auroc,
-    mean_over_items,
+    mean_statistic,
     paired_bootstrap,
     rank_intervals,
     t_difference,
@@ -42,8 +42,10 @@ STATISTICS = {
 }
 LEVEL = 0.05
 ROUNDS = 30
-#: Resamples per comparison of a table, so that the smallest possible p-value is still clear after the correction.
-RESOLUTION = 50
+#: Resamples for each comparison that is corrected for: at least so many that the smallest possible p-value is still
+#: clear after the correction, at most so many that it can fall to 0.001.
+COARSE, FINE = 50, 2000
+WORK = 1_000_000_000  # scores weighted in all resamples of a column, where COARSE leaves the choice: a few seconds
 
 Runs = Mapping[int, Sequence[Evaluation]]
 Found = tuple[dict[tuple[int, int], Difference], dict[int, str]]
@@ -72,8 +74,8 @@ class _Predictions:
     def statistic(self, patients: Patients) -> Statistic:
         """The metric as a function of how often each patient counts."""
         if self.scores is not None:
-            return macro_auroc(self.scores, self.targets, patients)
-        return mean_over_items(self.values, patients)
+            return auroc_statistic(self.scores, self.targets, patients)
+        return mean_statistic(self.values, patients)
 
 
 def compared(board: Board, statistics: str = "honest", resamples: int = 1000) -> Board:
@@ -85,7 +87,8 @@ def compared(board: Board, statistics: str = "honest", resamples: int = 1000) ->
     Args:
         board: what `boards` made.
         statistics: one of STATISTICS.
-        resamples: of the bootstrap, at least; more are drawn where many pairs are corrected for.
+        resamples: of the bootstrap, at least; more are drawn where many pairs are corrected for, and of small test
+            sets.
 
     Raises:
         UserError: `statistics` is not one of those known.
@@ -95,13 +98,12 @@ def compared(board: Board, statistics: str = "honest", resamples: int = 1000) ->
     columns = [(i, fraction) for i in range(len(board.groups)) for fraction in board.fractions]
     runs = [_column(board.groups[i], fraction) for i, fraction in columns]
     family = sum(len(column) * (len(column) - 1) // 2 for column in runs)
-    resamples = max(resamples, RESOLUTION * family)
     pairs: list[list[Pair]] = [[] for _ in board.groups]
     refused: list[list[Refused]] = [[] for _ in board.groups]
     for (i, fraction), column in zip(columns, runs, strict=True):
         if len(column) < 2:
             continue
-        differences, reasons = _compare(column, board.metric, statistics, resamples)
+        differences, reasons = _compare(column, board.metric, statistics, resamples, family)
         pairs[i] += [Pair(fraction, *rows, difference) for rows, difference in differences.items()]
         refused[i] += [Refused(fraction, row, reason) for row, reason in reasons.items()]
     adjusted = iter(holm([pair.difference.p for group in pairs for pair in group]).tolist())
@@ -120,7 +122,7 @@ def _column(group: Group, fraction: float | None) -> Runs:
     return {i: cell.runs for i, cell in cells.items() if cell.value is not None}
 
 
-def _compare(column: Runs, metric: str, statistics: str, resamples: int) -> Found:
+def _compare(column: Runs, metric: str, statistics: str, resamples: int, family: int) -> Found:
     """Compare all rows of a column that can be."""
     if statistics in ("t_test", "welch"):
         return _by_runs(column, metric, statistics == "t_test")
@@ -137,9 +139,13 @@ def _compare(column: Runs, metric: str, statistics: str, resamples: int) -> Foun
     samples = {row: sample for row, sample in samples.items() if row not in reasons}
     if len(samples) < 2:
         return {}, reasons
-    ways: dict[str, Callable[[dict[int, list[_Predictions]], int], dict[tuple[int, int], Difference]]]
-    ways = {"honest": _by_resamples, "delong": _by_placements, "bootstrap_t": _by_rounds}
-    return ways[statistics](samples, resamples), reasons
+    if statistics == "delong":
+        return _by_placements(samples), reasons
+    if statistics == "bootstrap_t":
+        return _by_rounds(samples), reasons
+    work = sum(run.targets.size for sample in samples.values() for run in sample)
+    affordable = min(max(WORK // max(work, 1), COARSE * family), FINE * family)
+    return _by_resamples(samples, max(resamples, affordable)), reasons
 
 
 def _by_resamples(samples: dict[int, list[_Predictions]], resamples: int) -> dict[tuple[int, int], Difference]:
@@ -154,7 +160,7 @@ def _by_resamples(samples: dict[int, list[_Predictions]], resamples: int) -> dic
     }
 
 
-def _by_placements(samples: dict[int, list[_Predictions]], resamples: int) -> dict[tuple[int, int], Difference]:
+def _by_placements(samples: dict[int, list[_Predictions]]) -> dict[tuple[int, int], Difference]:
     first = next(iter(samples.values()))[0]
     scores = [[run.scores for run in sample if run.scores is not None] for sample in samples.values()]
     found = delong(scores, first.targets, first.patients)
@@ -162,7 +168,7 @@ def _by_placements(samples: dict[int, list[_Predictions]], resamples: int) -> di
     return {(a, b): found.difference(at[a], at[b]) for a, b in itertools.combinations(samples, 2)}
 
 
-def _by_rounds(samples: dict[int, list[_Predictions]], resamples: int) -> dict[tuple[int, int], Difference]:
+def _by_rounds(samples: dict[int, list[_Predictions]]) -> dict[tuple[int, int], Difference]:
     """Resample items, not patients, and each row for itself, as the paper does."""
     rounds = {}
     for row, sample in samples.items():
@@ -186,7 +192,7 @@ def _by_runs(column: Runs, metric: str, equal_variances: bool) -> Found:
 def _read(run: Evaluation, metric: str) -> _Predictions:
     """Read what a run predicted, and make sure that it gives the value of its result."""
     if run.predictions is None:
-        raise _NotCompared("no predictions.parquet lies beside its result")
+        raise _NotCompared("no predictions.parquet lies beside the result")
     import pyarrow.parquet as parquet  # slow to import, and most callers of this room never need it
 
     try:
@@ -196,11 +202,11 @@ def _read(run: Evaluation, metric: str) -> _Predictions:
     except _NotCompared:
         raise
     except Exception as error:  # pyarrow raises many kinds
-        raise _NotCompared(f"its predictions cannot be read ({' '.join(str(error).split())[:120]})") from error
+        raise _NotCompared(f"the predictions cannot be read ({' '.join(str(error).split())[:120]})") from error
     items, patients = (np.array([str(x) for x in table.column(c).to_pylist()]) for c in ("item_id", "patient_id"))
     order = np.argsort(items, kind="stable")
     if len(items) == 0 or (items[order][1:] == items[order][:-1]).any():
-        raise _NotCompared("its predictions name an item twice" if len(items) else "its predictions are empty")
+        raise _NotCompared("the predictions name an item twice" if len(items) else "the predictions are empty")
     numbers = np.stack([table.column(c).to_numpy().astype(np.float64) for c in wanted], axis=1)[order]
     scored = len(wanted) > 1
     found = _Predictions(
@@ -221,7 +227,7 @@ def _columns(stored: set[str], run: Evaluation, metric: str) -> list[str]:
     head, _, label = metric.partition("/")
     wanted = [f"{kind}_{name}" for name in ([label] if label else run.labels) for kind in ("score", "target")]
     if head != "auroc" or not wanted or not stored.issuperset(wanted):
-        raise _NotCompared(f"its predictions hold nothing from which {metric_name(metric)} can be resampled")
+        raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
     return wanted
 
 
@@ -230,10 +236,10 @@ def _verify(found: _Predictions, run: Evaluation, metric: str) -> None:
     try:
         (again,) = found.statistic(patients)(np.ones((1, patients.count), np.int32))
     except ValueError as error:
-        raise _NotCompared(f"its predictions cannot be scored: {error}") from error
+        raise _NotCompared(f"the predictions cannot be scored: {error}") from error
     value = run.metrics[metric].value
     if value is not None and not math.isclose(again, value, rel_tol=1e-3, abs_tol=1e-4):
-        raise _NotCompared(f"its predictions give {again:.4f} and its result says {value:.4f}")
+        raise _NotCompared(f"the predictions give {again:.4f} and the result says {value:.4f}")
 
 
 def _differing(samples: Mapping[int, Sequence[_Predictions]]) -> dict[int, str]:

@@ -186,7 +186,7 @@ def _trivial_line(boards: Sequence[Board]) -> Markup:
 TELLS = {
     "honest": "Rows are compared with each other on the same test items: patients are drawn again and again, and each "
     "draw gives every row a value. The interval holds 95 % of the differences, and p tells how rarely none or the "
-    "opposite is drawn.",
+    "opposite is drawn; it cannot be smaller than their number allows.",
     "delong": "Rows are compared with each other on the same test items by DeLong's test for correlated AUROCs; images "
     "of one patient are taken as related (Obuchowski 1997).",
     "t_test": "Rows are compared by Student's two-sample t-test between the values of their runs, as papers with three "
@@ -194,8 +194,8 @@ TELLS = {
     "welch": "Rows are compared by Welch's two-sample t-test between the values of their runs. It knows nothing of how "
     "small the test set is.",
     "bootstrap_t": "Rows are compared by Student's two-sample t-test between 30 bootstrap rounds of each, as some "
-    "papers do. Rounds are no independent runs: such a p-value measures resampling noise only and can be made as small as one "
-    "likes by more rounds. Do not conclude from it.",
+    "papers do. Rounds are no independent runs: such a p-value measures resampling noise only and can be made as small "
+    "as one likes by more rounds. Do not conclude from it.",
 }
 
 

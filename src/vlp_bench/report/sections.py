@@ -139,7 +139,7 @@ def _cell(board: Board, row: Row, fraction: float | None) -> Markup:
         text = tag("strong", text)
     if not row.trivial:
         text = tag("a", text, href=f"#{cell_id(board, row, fraction)}", title="Provenance")
-    basis = [f"n {cell.n:,}" if cell.n is not None else "", f"rank {ranks(cell.rank)}" if cell.rank else ""]
+    basis = [f"n {cell.n:,}" if cell.n is not None else "", f"rank\u00a0{ranks(cell.rank)}" if cell.rank else ""]
     if len(cell.runs) > 1:
         basis.insert(1, " ".join(part for part in (f"{len(cell.runs)} runs,", INTERVALS[cell.interval]) if part))
     tie = tag("span", TIES[cell.tie], class_="mark tie") if cell.tie else None

@@ -46,9 +46,10 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Write the title, a pipe table and the notes."""
+        """Write the title, a pipe table if it has rows, and the notes."""
+        table = pipe_table(self.columns, self.rows) if self.rows else ""
         notes = "".join(f"\n{_safe(note)}\n" for note in self.notes)
-        return f"# {_flat(self.title)}\n\n{pipe_table(self.columns, self.rows)}{notes}"
+        return f"# {_flat(self.title)}\n\n{table}{notes}"
 
     def csv(self) -> str:
         """Write one line per number, at full precision."""
