@@ -87,7 +87,8 @@ def _difference_texts(pair: Pair | None, metric: str) -> tuple[str, str]:
     if pair is None:
         return "not compared", "–"
     d = pair.difference
-    interval = "" if math.isnan(d.low) else f" ({signed(d.low, metric)} to {signed(d.high, metric)})"
+    ends = "\u00a0to\u00a0".join(signed(end, metric) for end in (d.low, d.high))  # a narrow column breaks before them
+    interval = "" if math.isnan(d.low) else f" ({ends})"
     return f"{signed(d.value, metric)}{interval}", p_value(pair.adjusted)
 
 

@@ -139,17 +139,18 @@ def _cell(board: Board, row: Row, fraction: float | None) -> Markup:
         text = tag("strong", text)
     if not row.trivial:
         text = tag("a", text, href=f"#{cell_id(board, row, fraction)}", title="Provenance")
-    basis = [f"n {cell.n:,}" if cell.n is not None else "", f"rank\u00a0{ranks(cell.rank)}" if cell.rank else ""]
+    basis = [f"n {cell.n:,}" if cell.n is not None else ""]
     if len(cell.runs) > 1:
-        basis.insert(1, " ".join(part for part in (f"{len(cell.runs)} runs,", INTERVALS[cell.interval]) if part))
-    tie = tag("span", TIES[cell.tie], class_="mark tie") if cell.tie else None
+        basis.append(" ".join(part for part in (f"{len(cell.runs)} runs,", INTERVALS[cell.interval]) if part))
+    marks = [f"rank {ranks(cell.rank)}" if cell.rank else "", TIES.get(cell.tie, "")]
+    standing = " · ".join(mark for mark in marks if mark)
     verdict = tag("span", f"▾ {VERDICTS[cell.verdict]}", class_=f"mark {cell.verdict}") if cell.verdict else None
     return tag(
         "td",
         tag("span", text, class_="value"),
         tag("span", interval_text(cell, board.metric), class_="interval"),
         tag("small", " · ".join(part for part in basis if part)),
-        tie,
+        tag("span", standing, class_="mark tie" if cell.tie else "mark") if standing else None,
         verdict,
         class_="number",
         data_sort=repr(cell.value),
