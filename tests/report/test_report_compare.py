@@ -185,6 +185,14 @@ def test_predictions_that_do_not_fit_are_refused(three, tmp_path, edit, reason):
     assert [(p.first, p.second) for p in board.groups[0].pairs] == [(0, 1)]
 
 
+def test_reasons_do_not_tell_where_files_lie(three, tmp_path):
+    board = boards(collect(tmp_path).evaluations)[0]
+    (tmp_path / "c" / "predictions.parquet").unlink()  # between collecting and comparing
+    found = reasons(compared(board))
+    assert "cannot be read" in found["c"]
+    assert str(tmp_path) not in found["c"]
+
+
 def test_a_row_whose_runs_differ_in_their_test_set_is_refused(three, tmp_path):
     fake.write_scored(tmp_path / "a-more", "a", 1.4, noise=9, chosen=range(100), seed=1)
     board = board_of(tmp_path)

@@ -202,7 +202,10 @@ def _read(run: Evaluation, metric: str) -> _Predictions:
     except _NotCompared:
         raise
     except Exception as error:  # pyarrow raises many kinds
-        raise _NotCompared(f"the predictions cannot be read ({' '.join(str(error).split())[:120]})") from error
+        told = " ".join(
+            str(error).replace(f"{run.predictions.parent}/", "").split()
+        )  # where they lie is nobody's business
+        raise _NotCompared(f"the predictions cannot be read ({told[:120]})") from error
     items, patients = (np.array([str(x) for x in table.column(c).to_pylist()]) for c in ("item_id", "patient_id"))
     order = np.argsort(items, kind="stable")
     if len(items) == 0 or (items[order][1:] == items[order][:-1]).any():
