@@ -140,6 +140,31 @@ def test_delong_by_hand():
     assert tied.covariance[0, 0, 0, 0] == pytest.approx((0.125**2 * 2 + 0.375**2 * 2) / 2)
 
 
+#: Albumin, total protein, K-G score and outcome (0: the event) of the 43 complete patients of DeLong et al. 1988.
+OVARIAN = """
+    3.0 5.8 10 0  3.2 6.3 5 1  3.9 6.8 3 1  2.8 4.8 6 0  3.2 5.8 3 1  0.9 4.0 5 0  2.5 5.7 8 0  1.6 5.6 5 1
+    3.8 5.7 5 1   3.7 6.7 6 1  3.2 5.4 4 1  3.8 6.6 6 1  4.1 6.6 5 1  3.6 5.7 5 1  4.3 7.0 4 1  3.6 6.7 4 0
+    2.3 4.4 6 1   4.2 7.6 4 0  4.0 6.6 6 0  3.5 5.8 6 1  3.8 6.8 7 1  3.0 4.7 8 0  4.5 7.4 5 1  3.7 7.4 5 1
+    3.1 6.6 6 1   4.1 8.2 6 1  4.3 7.0 5 1  4.3 6.5 4 1  3.2 5.1 5 1  2.6 4.7 6 1  3.3 6.8 6 0  1.7 4.0 7 0
+    3.7 6.1 5 1   3.3 6.3 7 1  4.2 7.7 6 1  3.5 6.2 5 1  2.9 5.7 9 0  2.1 4.8 7 1  2.8 6.2 8 0  4.0 7.0 7 1
+    3.3 5.7 6 1   3.7 6.9 5 1  3.6 6.6 5 1
+"""
+
+
+def test_delong_of_the_ovarian_cancer_patients():
+    """The example of SAS's PROC LOGISTIC, ROCCONTRAST: areas, standard errors, contrasts with the K-G score."""
+    albumin, protein, score, outcome = np.array(OVARIAN.split(), float).reshape(-1, 4).T
+    found = delong([[albumin], [10 - score], [protein]], outcome, None)
+    assert found.value[:, 0] == pytest.approx([0.7366, 0.7258, 0.6478], abs=5e-5)
+    variances = np.diag(found.covariance[:, 0, :, 0])
+    assert np.sqrt(variances) == pytest.approx([0.0927, 0.1028, 0.1000], abs=1e-4)
+    for other, value, error, p in ((0, 0.0108, 0.0953, 0.9102), (2, -0.0780, 0.1046, 0.4561)):
+        difference = found.difference(other, 1)
+        assert difference.value == pytest.approx(value, abs=5e-5)
+        assert (difference.high - difference.low) / 3.919928 == pytest.approx(error, abs=5e-5)
+        assert difference.p == pytest.approx(p, abs=5e-5)
+
+
 def defined(scores_a, scores_b, targets, who):
     """Covariance of two AUROCs from all pairs of items (Obuchowski 1997, equations 2 to 5)."""
 
