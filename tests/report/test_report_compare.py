@@ -245,9 +245,13 @@ def test_thirty_rounds_are_surer_than_the_test_set_allows(tmp_path):
 
 def test_delong_is_for_auroc(tmp_path):
     for name in "ab":
-        fake.write_result(tmp_path / name, fake.retrieval(name, 0.1))
+        metrics = {"i2t/R@5": {"value": 0.5, "low": None, "high": None, "n": 2}}
+        folder = fake.write_result(tmp_path / name, fake.retrieval(name, 0.1) | {"metrics": metrics})
+        table = pd.DataFrame({"item_id": ["i", "j"], "patient_id": ["p", "q"], "mean_i2t/R@5": [0.0, 1.0]})
+        table.to_parquet(folder / "predictions.parquet", index=False)
     board = board_of(tmp_path, "delong")
     assert "DeLong's test is one of AUROC" in reasons(board)["a"]
+    assert not board.groups[0].pairs
 
 
 def test_unknown_statistics_are_refused(three, tmp_path):

@@ -130,9 +130,9 @@ def _compare(column: Runs, metric: str, statistics: str, resamples: int, family:
     reasons: dict[int, str] = {}
     for row, runs in column.items():
         try:
-            if statistics == "delong" and metric.partition("/")[0] != "auroc":
-                raise _NotCompared(f"DeLong's test is one of AUROC, and this is {metric_name(metric)}")
             samples[row] = [_read(run, metric) for run in runs]
+            if statistics == "delong" and any(run.scores is None for run in samples[row]):
+                raise _NotCompared(f"DeLong's test is one of AUROC, and this is {metric_name(metric)}")
         except _NotCompared as reason:
             reasons[row] = str(reason)
     reasons |= _differing(samples)
@@ -225,13 +225,13 @@ def _read(run: Evaluation, metric: str) -> _Predictions:
 
 def _columns(stored: set[str], run: Evaluation, metric: str) -> list[str]:
     """Name the columns that a metric needs: one to average, or the score and the target of each label in turn."""
-    if f"mean_{metric}" in stored:
-        return [f"mean_{metric}"]
     head, _, label = metric.partition("/")
     wanted = [f"{kind}_{name}" for name in ([label] if label else run.labels) for kind in ("score", "target")]
-    if head != "auroc" or not wanted or not stored.issuperset(wanted):
-        raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
-    return wanted
+    if head == "auroc" and wanted and stored.issuperset(wanted):
+        return wanted
+    if f"mean_{metric}" in stored:
+        return [f"mean_{metric}"]
+    raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
 
 
 def _verify(found: _Predictions, run: Evaluation, metric: str) -> None:
