@@ -182,13 +182,17 @@ def _trivial_line(boards: Sequence[Board]) -> Markup:
     return tag("p", text)
 
 
+_RUNS_AS_THEY_ARE = (
+    "The runs of a row are taken as they are: how much other seeds or subsets would change is told by the spread over "
+    "subsets and seeds."
+)
 #: What the choices of `statistics=` tell, and what they leave open.
 TELLS = {
     "honest": "Rows are compared with each other on the same test items: patients are drawn again and again, and each "
     "draw gives every row a value. The interval holds 95 % of the differences, and p tells how rarely none or the "
-    "opposite is drawn; it cannot be smaller than their number allows.",
+    "opposite is drawn; it cannot be smaller than their number allows. " + _RUNS_AS_THEY_ARE,
     "delong": "Rows are compared with each other on the same test items by DeLong's test for correlated AUROCs; images "
-    "of one patient are taken as related (Obuchowski 1997).",
+    "of one patient are taken as related (Obuchowski 1997). " + _RUNS_AS_THEY_ARE,
     "t_test": "Rows are compared by Student's two-sample t-test between the values of their runs, as papers with three "
     "repeats do. It knows nothing of how small the test set is.",
     "welch": "Rows are compared by Welch's two-sample t-test between the values of their runs. It knows nothing of how "
@@ -210,8 +214,6 @@ def _reading_guide(boards: Sequence[Board]) -> Markup:
         "the best row was not chosen before its value was seen. A difference is inside the noise if p after the "
         "correction is 0.05 or more. A rank is an interval too: all places that the differences beyond the noise leave "
         "open.",
-        "A comparison takes the runs of a row as they are: how much other seeds or subsets would change is told by the "
-        "spread over subsets and seeds.",
         "The best value of a column is bold. Values that cannot be told from it are marked, and so is the best value "
         "itself. Where rows could not be compared on the same test items, the mark says that intervals overlap, which "
         "is a coarser rule.",
