@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-START, END = "<!-- table -->\n", "<!-- end -->"
+END = "<!-- end -->"
 
 
-def put(page: Path, text: str) -> None:
-    """Put the text between the marks of the page, in the place of what is there."""
-    before, _, rest = page.read_text("utf-8").partition(START)
-    page.write_text(f"{before}{START}{text}{END}{rest.partition(END)[2]}", "utf-8")
+def put(page: Path, text: str, name: str = "table") -> None:
+    """Put the text between the marks of the page, in the place of what is there; a page may hold several by name."""
+    start = f"<!-- {name} -->\n"
+    before, _, rest = page.read_text("utf-8").partition(start)
+    page.write_text(f"{before}{start}{text}{END}{rest.partition(END)[2]}", "utf-8")

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "encoders": {"types", "encoders", "data"},
     "methods": {"types", "methods", "encoders", "losses", "optim", "distributed"},
     "tasks": {"types", "tasks", "encoders", "data", "losses", "metrics", "optim"},
-    "report": {"report"},
+    "report": {"report", "metrics"},
     "config": set(),
 }
 ALWAYS = {"errors", "files", "__init__"}

@@ -80,7 +80,17 @@ def test_a_bigram_model_knows_pairs_and_nothing_else(scripts):
 def test_a_table_takes_the_place_of_the_one_before(scripts, tmp_path):
     page = scripts("page")
     path = tmp_path / "page.md"
-    path.write_text(f"before\n{page.START}old\n{page.END}\nafter\n")
+    start, other = "<!-- table -->\n", "<!-- other -->\nother\n<!-- end -->\n"
+    path.write_text(f"before\n{start}old\n{page.END}\nafter\n{other}")
     for word in ("new", "newer"):
         page.put(path, pipe_table(("a", "b"), [(word, "1")]))
-        assert path.read_text() == f"before\n{page.START}| a | b |\n| --- | --- |\n| {word} | 1 |\n{page.END}\nafter\n"
+        table = f"| a | b |\n| --- | --- |\n| {word} | 1 |\n"
+        assert path.read_text() == f"before\n{start}{table}{page.END}\nafter\n{other}"
+    page.put(path, "another\n", "other")
+    assert path.read_text().endswith("after\n<!-- other -->\nanother\n<!-- end -->\n")
+
+
+def test_cost_of_intervals_is_measured_on_every_way(scripts):
+    rows = scripts("bootstrap_cost").measure(images=60, patients=30, labels=2, resamples=5)
+    assert len(rows) == 3
+    assert all(float(seconds) >= 0 for _, seconds in rows)

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from vlp_bench.metrics import classification_metrics
+
 LABELS = ["Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Pleural Effusion"]
 BACKBONES = {
     "random resnet18": ("random", "", 0.58, 0.02),
@@ -109,6 +111,37 @@ def write_predictions(folder: Path, labels=LABELS, n=120):
         columns[f"target_{label}"] = (np.arange(n) % (k + 3) == 0).astype(float)
     columns[f"target_{labels[0]}"][rng.integers(0, n, 5)] = np.nan
     pd.DataFrame(columns).to_parquet(folder / "predictions.parquet")
+
+
+def write_scored(folder: Path, name, quality, *, items=200, chosen=None, noise=0, labels=("x", "y"), **changes):
+    """A run whose predictions and result belong together; `quality` sets how well its scores follow the targets.
+
+    Runs share the items and their difficulty; `noise` seeds what is a run's own, `chosen` keeps some items only.
+    """
+    shared = np.random.default_rng(7)
+    targets = (shared.random((items, len(labels))) < 0.4).astype(float)
+    difficulty = shared.normal(size=targets.shape)
+    own = np.random.default_rng(noise).normal(size=targets.shape)
+    scores = quality * targets + difficulty + 0.3 * own
+    targets[::17, 0] = np.nan
+    patients = np.array([f"p{i // 2}" for i in range(items)])
+    rows = np.arange(items) if chosen is None else np.asarray(chosen)
+    table = pd.DataFrame({"item_id": [f"i{i}" for i in rows], "patient_id": patients[rows]})
+    for k, label in enumerate(labels):
+        table[f"score_{label}"], table[f"target_{label}"] = scores[rows, k].astype(np.float32), targets[rows, k]
+    metrics = classification_metrics(
+        table[[f"score_{label}" for label in labels]].to_numpy(),
+        targets[rows],
+        patients[rows],
+        [0.5] * len(labels),
+        labels=labels,
+        kind="multilabel",
+        resamples=100,
+    )
+    result = classification(name, changes.pop("fraction", 0.01), labels=list(labels), **changes)
+    write_result(folder, result | {"metrics": metrics})
+    table.to_parquet(folder / "predictions.parquet", index=False)
+    return table
 
 
 def png(size=96, centre=(0.5, 0.5)) -> bytes:

@@ -5,7 +5,7 @@ import json
 import pytest
 import report_fixtures as fake
 
-from vlp_bench.report.boards import BELOW, BOOTSTRAP, RANGE, STUDENT, UNCLEAR, average, boards
+from vlp_bench.report.boards import BELOW, BOOTSTRAP, OVERLAP, RANGE, STUDENT, UNCLEAR, average, boards
 from vlp_bench.report.collect import Metric, collect
 from vlp_bench.report.tables import (
     labels_table,
@@ -63,7 +63,7 @@ def test_best_is_marked_and_overlapping_values_tie(tmp_path):
     values = {"a": 0.80, "b": 0.77, "c": 0.70}
     board = only_board(tmp_path, *(fake.classification(k, 0.01, value=v) for k, v in values.items()))
     marks = {name: (cell.best, cell.tie) for name, cell in cells(board).items()}
-    assert marks == {"a": (True, True), "b": (False, True), "c": (False, False)}
+    assert marks == {"a": (True, OVERLAP), "b": (False, OVERLAP), "c": (False, "")}
     assert [row.name for row in board.groups[0].rows] == ["a", "b", "c"]
 
 
@@ -71,7 +71,7 @@ def test_clear_best_is_no_tie(tmp_path):
     found = cells(
         only_board(tmp_path, *(fake.classification(k, 0.01, value=v) for k, v in {"a": 0.8, "b": 0.7}.items()))
     )
-    assert (found["a"].best, found["a"].tie, found["b"].tie) == (True, False, False)
+    assert (found["a"].best, found["a"].tie, found["b"].tie) == (True, "", "")
 
 
 def test_less_is_better_for_ranks(tmp_path):
@@ -191,7 +191,7 @@ def test_csv_equals_table(tmp_path):
         if record["low"] != record["high"]:
             assert f"({number(float(record['low']), 'auroc')}–{number(float(record['high']), 'auroc')})" in text
         assert text.startswith("**") == (record["best"] == "True")
-        assert ("tie" in text) == (record["tie"] == "True")
+        assert ("intervals overlap" in text) == (record["tie_by"] == "overlap") == (record["tie"] == "True")
 
 
 def test_further_tables(tmp_path):

@@ -19,7 +19,9 @@ def report(cfg: DictConfig) -> None:
     """`vlp-bench report runs=DIR out=DIR`."""
     from vlp_bench.report import build_report
 
-    build_report(Path(cfg.runs), Path(cfg.out), title=cfg.title)
+    build_report(
+        Path(cfg.runs), Path(cfg.out), title=cfg.title, statistics=cfg.statistics, resamples=int(cfg.resamples)
+    )
     print(Path(cfg.out) / "index.html")
 
 

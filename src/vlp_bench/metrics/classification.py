@@ -119,12 +119,11 @@ def macro_auroc(scores: ArrayLike, targets: ArrayLike) -> float:
     Raises:
         ValueError: as `classification_metrics`.
     """
-    names = [str(i) for i in range(np.shape(scores)[1])]
-    scores, targets = _checked(scores, targets, names, "multilabel")
+    scores, targets = checked_columns(scores, targets)
     valid = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
     everyone = np.zeros(len(targets), np.intp)
     once = np.ones((1, 1), np.int32)
-    found = [_Ranking.of(scores[:, i], targets[:, i], everyone).measure(once)[0][0] for i in np.flatnonzero(valid)]
+    found = [Ranking.of(scores[:, i], targets[:, i], everyone).auroc(once)[0] for i in np.flatnonzero(valid)]
     return float(np.mean(found)) if found else float("nan")
 
 
@@ -142,9 +141,7 @@ def choose_thresholds(scores: ArrayLike, targets: ArrayLike) -> NDArray[np.float
     Raises:
         ValueError: if the shapes differ, a score is not finite or a target is not 0, 1 or nan.
     """
-    scores = np.asarray(scores, np.float64)
-    columns = scores.reshape(len(scores), -1)
-    scores, targets = _checked(columns, targets, [str(i) for i in range(columns.shape[1])], "multilabel")
+    scores, targets = checked_columns(scores, targets)
     return np.array([_best_threshold(s, t) for s, t in zip(scores.T, targets.T, strict=True)])
 
 
@@ -164,7 +161,7 @@ def _best_threshold(scores: NDArray, targets: NDArray) -> float:
 
 
 @dataclass(frozen=True)
-class _Ranking:
+class Ranking:
     """One label's known items in descending order of score, reduced to what a weighted ranking needs.
 
     Positives are indexed by their rank among positives. For positive j, `first[j]` and `last[j]` delimit the items
@@ -173,40 +170,57 @@ class _Ranking:
 
     patients: NDArray[np.intp]  # (n,) patient of every item
     positives: NDArray[np.intp]  # (p,) patient of every positive
+    negatives: NDArray[np.intp]  # (n - p,) patient of every negative
     first: NDArray[np.intp]
     last: NDArray[np.intp]
     pos_first: NDArray[np.intp]
     pos_last: NDArray[np.intp]
 
     @classmethod
-    def of(cls, scores: NDArray, targets: NDArray, patients: NDArray[np.intp]) -> "_Ranking":
+    def of(cls, scores: NDArray, targets: NDArray, patients: NDArray[np.intp]) -> "Ranking":
+        """Sort the known items of one label: scores (N,), targets (N,) of 0, 1 and nan, patients (N,)."""
         known = np.flatnonzero(~np.isnan(targets))
         order = known[np.argsort(-scores[known], kind="stable")]
         ascending = -scores[order]
-        at = np.flatnonzero(targets[order] == 1)
-        values = ascending[at]
+        positive = targets[order] == 1
+        values = ascending[positive]
         return cls(
             patients[order],
-            patients[order[at]],
+            patients[order[positive]],
+            patients[order[~positive]],
             np.searchsorted(ascending, values, "left"),
             np.searchsorted(ascending, values, "right"),
             np.searchsorted(values, values, "left"),
             np.searchsorted(values, values, "right"),
         )
 
+    def auroc(self, counts: NDArray[np.int32]) -> NDArray[np.float64]:
+        """Compute the AUROC under patient counts (r, P): (r,) float64, nan where undefined."""
+        ahead = _running(np.take(counts, self.negatives, axis=1))
+        weight = np.take(counts, self.positives, axis=1)
+        passed = np.take(ahead, self.first - self.pos_first, axis=1)
+        passed += np.take(ahead, self.last - self.pos_last, axis=1)
+        return _auroc(weight, passed, weight.sum(axis=1), ahead[:, -1])
+
     def measure(self, counts: NDArray[np.int32]) -> tuple[NDArray, NDArray]:
         """Compute AUROC and AUPRC under patient counts (r, P): two (r,) float64 arrays, nan where undefined."""
-        above = _running(counts[:, self.patients])
-        weight = counts[:, self.positives]
+        above = _running(np.take(counts, self.patients, axis=1))
+        weight = np.take(counts, self.positives, axis=1)
         hits = _running(weight)
-        total = hits[:, -1].astype(np.float64)
-        negatives = above[:, -1] - total
-        upto, hits_upto = above[:, self.last], hits[:, self.pos_last]
-        before = above[:, self.first] - hits[:, self.pos_first]
-        passed = (before + (upto - hits_upto)).astype(np.float64)  # twice the negatives ahead, ties as one half
-        wins = negatives * total - 0.5 * np.einsum("rp,rp->r", weight, passed)
+        total, negatives = hits[:, -1], above[:, -1] - hits[:, -1]
+        upto, hits_upto = np.take(above, self.last, axis=1), np.take(hits, self.pos_last, axis=1)
+        passed = upto - hits_upto
+        passed += np.take(above, self.first, axis=1)
+        passed -= np.take(hits, self.pos_first, axis=1)
         gains = np.einsum("rp,rp->r", weight, hits_upto / np.maximum(upto, 1))
-        return _ratio(wins, negatives * total), np.where(negatives > 0, _ratio(gains, total), np.nan)
+        precision = np.where(negatives > 0, _ratio(gains, total), np.nan)
+        return _auroc(weight, passed, total, negatives), precision
+
+
+def _auroc(weight: NDArray, passed: NDArray, total: NDArray, negatives: NDArray) -> NDArray[np.float64]:
+    """AUROC from twice the negatives ahead of each positive (r, p), ties counting once; every sum is exact."""
+    pairs = negatives.astype(np.float64) * total
+    return _ratio(pairs - 0.5 * np.einsum("rp,rp->r", weight, passed, dtype=np.float64), pairs)
 
 
 def _evaluate(
@@ -225,7 +239,7 @@ def _evaluate(
     if len(groups.index) != len(targets):
         raise ValueError(f"{len(groups.index)} patients for {len(targets)} items")
     valid = (np.nansum(targets, axis=0) > 0) & (np.nansum(1 - targets, axis=0) > 0)
-    rankings = {i: _Ranking.of(scores[:, i], targets[:, i], groups.index) for i in np.flatnonzero(valid)}
+    rankings = {i: Ranking.of(scores[:, i], targets[:, i], groups.index) for i in np.flatnonzero(valid)}
     outcomes = groups.sums(_outcomes(call_f1, call_accuracy, targets, kind))
 
     def measure(counts: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -270,6 +284,17 @@ def _outcomes(call_f1: NDArray, call_accuracy: NDArray, targets: NDArray, kind: 
         right = known & right.all(axis=1, keepdims=True)
     called = known & call_f1
     return np.concatenate([called & truth, called.astype(int) + truth, right, known], axis=1).astype(np.float64)
+
+
+def checked_columns(scores: ArrayLike, targets: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Bring scores and targets, (N, L) or (N,), into (N, L) float64.
+
+    Raises:
+        ValueError: the shapes differ, a score is not finite or a target is not 0, 1 or nan.
+    """
+    scores = np.asarray(scores, np.float64)
+    columns = scores.reshape(len(scores), -1)
+    return _checked(columns, targets, [str(i) for i in range(columns.shape[1])], "multilabel")
 
 
 def _checked(scores: ArrayLike, targets: ArrayLike, labels: Sequence[str], kind: str) -> tuple[NDArray, NDArray]:

@@ -10,6 +10,8 @@ from pathlib import Path
 from vlp_bench.errors import UserError
 from vlp_bench.report.boards import boards
 from vlp_bench.report.collect import collect
+from vlp_bench.report.compare import compared
+from vlp_bench.report.comparison_tables import comparisons_table, spread_table
 from vlp_bench.report.page import write_page
 from vlp_bench.report.tables import console_table, labels_table, leaderboard_table, measures_table
 
@@ -30,7 +32,14 @@ class ReportSummary:
     unreadable: int
 
 
-def build_report(runs: Path | str | Sequence[Path | str], out: Path | str, *, title: str = TITLE) -> ReportSummary:
+def build_report(
+    runs: Path | str | Sequence[Path | str],
+    out: Path | str,
+    *,
+    title: str = TITLE,
+    statistics: str = "honest",
+    resamples: int = 1000,
+) -> ReportSummary:
     """Write one self-contained page and its tables from run folders.
 
     All files are written aside first and moved into place at the end, the page last, so a reader of `out` never
@@ -40,15 +49,18 @@ def build_report(runs: Path | str | Sequence[Path | str], out: Path | str, *, ti
         runs: folder of run folders, searched recursively, or several.
         out: folder to write `index.html` and `tables/` into.
         title: heading of the page.
+        statistics: how rows are compared, one of `report.compare.STATISTICS`: `honest` is the paired bootstrap over
+            patients, `delong` DeLong's test; `t_test`, `welch` and `bootstrap_t` are those of the papers.
+        resamples: of the bootstrap, at least.
 
     Raises:
-        UserError: if a runs folder does not exist, holds no readable result, or `out` cannot be a folder.
+        UserError: if a runs folder does not exist, holds no readable result, `out` cannot be a folder, or
+            `statistics` is unknown.
     """
     found = collect(runs)
-    all_boards = boards(found.evaluations)
-    tables = []
-    for board in all_boards:
-        tables += [t for t in (leaderboard_table(board), measures_table(board), labels_table(board)) if t is not None]
+    all_boards = [compared(board, statistics, resamples) for board in boards(found.evaluations)]
+    writers = (leaderboard_table, comparisons_table, spread_table, measures_table, labels_table)
+    tables = [table for board in all_boards for write in writers if (table := write(board)) is not None]
     files = {}
     for table in tables:
         files[f"tables/{table.slug}.md"] = table.markdown()

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import stdtrit
 
+from vlp_bench.metrics import Difference
 from vlp_bench.report.collect import Evaluation, Metric
 from vlp_bench.report.wording import rises, sentence, short, words
 
@@ -19,6 +20,7 @@ BOOTSTRAP, RANGE, STUDENT = "bootstrap", "range", "t"
 TRIVIAL = "trivial answer"
 FEW = 3  # a t-interval from fewer runs says more about the formula than about the runs
 BELOW, UNCLEAR = "below", "unclear"
+OVERLAP, NOISE = "overlap", "noise"  # why a value is taken to equal the best: by its interval, or by a paired test
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,9 @@ class Cell:
     n: int | None
     runs: tuple[Evaluation, ...]
     best: bool = False
-    tie: bool = False
+    tie: str = ""
     verdict: str = ""
+    rank: tuple[int, int] | None = None
 
     def overlaps(self, other: "Cell") -> bool:
         """Tell whether the intervals share a point; a cell without interval counts as its value alone."""
@@ -56,12 +59,44 @@ TRIVIAL_ROW = Row(TRIVIAL, "", {}, trivial=True)
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two rows compared at one fraction: the first minus the second. `adjusted` is the p-value after Holm."""
+
+    fraction: float | None
+    first: int
+    second: int
+    difference: Difference
+    adjusted: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A row that could not be compared at one fraction, and why."""
+
+    fraction: float | None
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Group:
-    """Rows measured on the same target data, and the trivial row that goes with them."""
+    """Rows measured on the same target data, the trivial row that goes with them, and how they compare."""
 
     fingerprint: str
     rows: tuple[Row, ...]
     trivial: Row | None
+    pairs: tuple[Pair, ...] = ()
+    refused: tuple[Refused, ...] = ()
+
+    def pair(self, fraction: float | None, first: int, second: int) -> Pair | None:
+        """Look up a comparison, in either order: the value is that of `first` minus `second`."""
+        for pair in self.pairs:
+            if pair.fraction == fraction and (pair.first, pair.second) == (first, second):
+                return pair
+            if pair.fraction == fraction and (pair.first, pair.second) == (second, first):
+                d = pair.difference
+                return Pair(fraction, first, second, Difference(-d.value, -d.high, -d.low, d.p), pair.adjusted)
+        return None
 
 
 @dataclass(frozen=True)
@@ -78,6 +113,8 @@ class Board:
     fractions: tuple[float | None, ...]
     groups: tuple[Group, ...]
     repeats: tuple[str, ...] = ()
+    breaks: tuple[str, ...] = ()
+    statistics: str = ""
 
     @property
     def title(self) -> str:
@@ -116,8 +153,9 @@ def _board(key: tuple[str, ...], members: list[Evaluation], slug: str) -> Board:
         kept, dropped = _without_repeats(group)
         repeats += dropped
         groups.append(_group(fingerprint, kept, metric, fractions))
+    breaks = tuple(dict.fromkeys(rule for e in members for rule in e.breaks))
     return Board(
-        slug, task, target, split, protocol, adaptation, metric, tuple(fractions), tuple(groups), tuple(repeats)
+        slug, task, target, split, protocol, adaptation, metric, tuple(fractions), tuple(groups), tuple(repeats), breaks
     )
 
 
@@ -216,12 +254,13 @@ def _trivial_row(members: Sequence[Evaluation], metric: str, fractions: Sequence
     return Row(TRIVIAL, "", known, trivial=True) if known else None
 
 
-def trivial_cell(runs: Sequence[Evaluation], metric: str) -> Cell:
-    """Combine the trivial answers of runs on the same data: runs that share it count once.
+def trivial_cell(runs: Sequence[Evaluation], metric: str, baseline: str | None = None) -> Cell:
+    """Combine the trivial answers of runs on the same data, or a further one by name: runs that share it count once.
 
     Where they differ, because draws differ in their majority class, the interval is the range.
     """
-    shared = dict.fromkeys(e.trivial[metric] for e in runs if metric in e.trivial)
+    answers = [e.trivial if baseline is None else e.baselines.get(baseline, {}) for e in runs]
+    shared = dict.fromkeys(answer[metric] for answer in answers if metric in answer)
     known = [entry for entry in shared if entry.value is not None]
     cell = average(known, metric, ())
     if len(known) < FEW:  # alone it keeps its interval, and two are given as their range already
@@ -244,7 +283,7 @@ def _judged(rows: list[Row], trivial: Row | None, metric: str, fractions: Sequen
             judged[i][fraction] = replace(
                 cell,
                 best=cell is best,
-                tie=tied or (cell is best and any(cell.overlaps(rival) for rival in rivals)),
+                tie=OVERLAP if tied or (cell is best and any(cell.overlaps(rival) for rival in rivals)) else "",
                 verdict=_verdict(cell, floor, metric),
             )
     return [replace(row, cells=cells) for row, cells in zip(rows, judged, strict=True)]

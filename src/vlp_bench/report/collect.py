@@ -14,6 +14,7 @@ from vlp_bench.errors import UserError
 SCHEMA = 1
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_KEYS = ("method", "variant", "backbone", "task", "target", "split", "protocol", "adaptation", "primary")
+SEED_KEYS = ("draw", "seed", "pretrain_seed")
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,9 @@ class Evaluation:
     provenance: dict[str, Any]
     demonstration: str = ""
     label_counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # label: (positives, known)
+    breaks: tuple[str, ...] = ()  # rules of fair comparison that the protocol breaks
+    baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)  # further trivial answers by name
+    predictions: Path | None = None  # the file with one row per test item, where it was kept
 
     def fact(self, *path: str) -> str:
         """Look up a nested entry of the provenance as text; empty when absent."""
@@ -181,13 +185,15 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
         counts = _count_labels(folder / "predictions.parquet", labels)
     except Exception as error:  # pyarrow raises many kinds; the result itself is still good
         unreadable.append(Unreadable(f"{name}/predictions.parquet", _reason(error)))
-    provenance = data.get("provenance") or {}
-    if not isinstance(provenance, dict):
-        raise ValueError("provenance is not an object")
+    provenance, facts = data.get("provenance") or {}, data.get("facts") or {}
+    if not isinstance(provenance, dict) or not isinstance(facts, dict):
+        raise ValueError(f"{'facts' if isinstance(provenance, dict) else 'provenance'} is not an object")
+    protocol, breaks = _read_protocol(data.get("protocol"))
+    predictions = folder / "predictions.parquet"
     return [
         Evaluation(
             folder=name,
-            **{key: _text(data.get(key)) for key in (*TEXT_KEYS, "draw", "seed", "pretrain_seed")},
+            **{key: _text((data | {"protocol": protocol}).get(key)) for key in TEXT_KEYS + SEED_KEYS},
             label_fraction=_number(data.get("label_fraction")),
             metrics=metrics,
             trivial=trivial,
@@ -195,6 +201,9 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
             provenance=provenance,
             demonstration=_text(data.get("demonstration")),
             label_counts=counts,
+            breaks=breaks,
+            baselines={_text(k): _read_metrics(v) for k, v in (facts.get("baselines") or {}).items()},
+            predictions=predictions if predictions.is_file() else None,
         )
     ]
 
@@ -269,6 +278,16 @@ def _count_labels(file: Path, labels: Sequence[str]) -> dict[str, tuple[int, int
         values = table.column(name).to_numpy().astype(float)
         counts[wanted[name]] = (int((values == 1).sum()), int((values == values).sum()))
     return counts
+
+
+def _read_protocol(data: Any) -> tuple[Any, tuple[str, ...]]:
+    """Read the protocol: its name alone, or an object with name and the rules that it breaks."""
+    if not isinstance(data, dict):
+        return data, ()
+    breaks = data.get("breaks") or ()
+    if not isinstance(breaks, list | tuple):
+        raise ValueError("the protocol's breaks are not a list")
+    return data.get("name"), tuple(_text(rule) for rule in breaks)
 
 
 def _read_metrics(data: Any) -> dict[str, Metric]:

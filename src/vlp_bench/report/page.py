@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 
-from vlp_bench.report.boards import BELOW, UNCLEAR, Board, Cell, Row
+from vlp_bench.report.boards import BELOW, NOISE, OVERLAP, UNCLEAR, Board, Cell, Row
 from vlp_bench.report.collect import Collection
 from vlp_bench.report.markup import Markup, render, tag
 from vlp_bench.report.sections import (
@@ -25,7 +25,7 @@ def write_page(found: Collection, boards: Sequence[Board], title: str) -> str:
     colours = series_colours(boards)
     sections = [
         ("summary", "Summary", _summary(found, boards)),
-        ("results", "Results", render(_reading_guide(), [board_section(board, colours) for board in boards])),
+        ("results", "Results", render(_reading_guide(boards), [board_section(board, colours) for board in boards])),
         ("pretraining", "Pre-training", pretraining_section(found.pretrainings)),
         ("pictures", "Pictures", pictures_section(found.pictures)),
         ("provenance", "Provenance", provenance_section(boards)),
@@ -107,6 +107,7 @@ def _summary(found: Collection, boards: Sequence[Board]) -> Markup:
     lines = [line for board in boards for line in _board_lines(board)]
     return render(
         [tag("p", notice, class_="notice") for notice in notices],
+        _statistics_notice(boards),
         tag("ul", [tag("li", line) for line in lines], class_="outcome"),
         _trivial_line(boards),
     )
@@ -135,11 +136,15 @@ def _leader(board: Board, rows: Sequence[Row], fraction: float | None) -> Markup
         row, cell = here[0]
         return render(f"{when}, ", tag("strong", row.name), f" reaches {_value(cell, board.metric)}. ", _floor(cell))
     row, cell = best
-    ties = [other.name + (f" ({other.note})" if other.note else "") for other, c in here if c.tie and c is not cell]
-    if ties:
-        outcome = f", but its interval overlaps that of {listed(ties)}: a tie. "
+    rivals = [(other.name + (f" ({other.note})" if other.note else ""), c.tie) for other, c in here if c is not cell]
+    noise, overlap = ([name for name, tie in rivals if tie == kind] for kind in (NOISE, OVERLAP))
+    parts = [f"the difference from {listed(noise)} is inside the noise"] if noise else []
+    parts += [f"its interval overlaps that of {listed(overlap)}"] if overlap else []
+    if parts:
+        outcome = f", but {listed(parts)}. "
     else:
-        outcome = ", ahead of all others by more than the intervals. "
+        by = "noise" if cell.rank else "intervals"
+        outcome = f", ahead of all others by more than the {by}. "
     return render(
         f"{when}, ", tag("strong", row.name), f" leads with {_value(cell, board.metric)}", outcome, _floor(cell)
     )
@@ -156,6 +161,13 @@ def _value(cell: Cell, metric: str) -> str:
     return f"{metric_name(metric)} = {number(cell.value, metric)} {interval_text(cell, metric)}".strip()
 
 
+def _statistics_notice(boards: Sequence[Board]) -> Iterable[Markup]:
+    """Warn of statistics that see less than the test set and the runs give."""
+    for statistics in _distinct(board.statistics for board in boards):
+        if statistics in ("t_test", "welch", "bootstrap_t"):
+            yield tag("p", f"Statistics as in the papers. {TELLS[statistics]}", class_="notice")
+
+
 def _trivial_line(boards: Sequence[Board]) -> Markup:
     """Count the values that do not beat an answer that needs no image."""
     cells = [cell for board in boards for _, _, cell in board.cells() if cell.value is not None]
@@ -170,14 +182,41 @@ def _trivial_line(boards: Sequence[Board]) -> Markup:
     return tag("p", text)
 
 
-def _reading_guide() -> Markup:
-    """Explain intervals, ties and flags once for all tables."""
+_RUNS_AS_THEY_ARE = (
+    "The runs of a row are taken as they are: how much other seeds or subsets would change is told by the spread over "
+    "subsets and seeds."
+)
+#: What the choices of `statistics=` tell, and what they leave open.
+TELLS = {
+    "honest": "Rows are compared with each other on the same test items: patients are drawn again and again, and each "
+    "draw gives every row a value. The interval holds 95 % of the differences, and p tells how rarely none or the "
+    "opposite is drawn; it cannot be smaller than their number allows. " + _RUNS_AS_THEY_ARE,
+    "delong": "Rows are compared with each other on the same test items by DeLong's test for correlated AUROCs; images "
+    "of one patient are taken as related (Obuchowski 1997). " + _RUNS_AS_THEY_ARE,
+    "t_test": "Rows are compared by Student's two-sample t-test between the values of their runs, as papers with three "
+    "repeats do. It knows nothing of how small the test set is.",
+    "welch": "Rows are compared by Welch's two-sample t-test between the values of their runs. It knows nothing of how "
+    "small the test set is.",
+    "bootstrap_t": "Rows are compared by Student's two-sample t-test between 30 bootstrap rounds of each, as some "
+    "papers do. Rounds are no independent runs: such a p-value measures resampling noise only and can be made as small "
+    "as one likes by more rounds. Do not conclude from it.",
+}
+
+
+def _reading_guide(boards: Sequence[Board]) -> Markup:
+    """Explain intervals, comparisons and flags once for all tables."""
     points = [
         "A value from one run carries its 95 % bootstrap interval over patients. A value from two runs is their mean "
         "with their range, from three or more the mean with a 95 % t-interval over runs; these two describe how much "
         "draws and seeds matter, not how small the test set is.",
-        "The best value of a column is bold. It is marked as a tie, together with every value whose interval "
-        "overlaps its own: such a difference should not be read as one.",
+        *(TELLS[statistics] for statistics in _distinct(board.statistics for board in boards)),
+        "All p-values of a table are corrected for their number (Holm), every pair of rows at every fraction counted: "
+        "the best row was not chosen before its value was seen. A difference is inside the noise if p after the "
+        "correction is 0.05 or more. A rank is an interval too: all places that the differences beyond the noise leave "
+        "open.",
+        "The best value of a column is bold. Values that cannot be told from it are marked, and so is the best value "
+        "itself. Where rows could not be compared on the same test items, the mark says that intervals overlap, which "
+        "is a coarser rule.",
         "The trivial answer needs no image: a constant score, the majority class or a random order. A value at or "
         "below it is flagged, and so is one whose interval reaches it.",
         "Runs are averaged only when they differ in nothing but draw and seeds. Other pre-training data, steps, "

@@ -8,8 +8,10 @@ from typing import Any
 from vlp_bench.report import svg
 from vlp_bench.report.boards import BOOTSTRAP, RANGE, STUDENT, Board, Cell, Group, Row
 from vlp_bench.report.collect import Curve, Evaluation, Picture, Pretraining, Unreadable
+from vlp_bench.report.comparison_tables import comparisons_table, refusals, spread_table
 from vlp_bench.report.markup import Markup, render, tag
 from vlp_bench.report.tables import (
+    TIES,
     VERDICTS,
     Table,
     interval_text,
@@ -23,6 +25,7 @@ from vlp_bench.report.wording import (
     fraction_name,
     metric_name,
     number,
+    ranks,
     rises,
     sentence,
     short,
@@ -55,10 +58,13 @@ def board_section(board: Board, colours: Colours) -> Markup:
         "article",
         tag("h3", board.title),
         tag("p", sentence(" · ".join(fact for fact in facts if fact)), class_="meta"),
+        tag("p", f"This protocol breaks: {'; '.join(board.breaks)}.", class_="breaks") if board.breaks else None,
         _leaderboard(board, colours),
         tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
         _board_notes(board),
+        _comparisons(board),
         tag("div", [_charts(board, group, colours) for group in board.groups], class_="charts"),
+        _plain(spread_table(board), "Spread over subsets and seeds"),
         _plain(measures_table(board), "All measures"),
         _plain(labels_table(board), sentence(f"{metric_name(board.metric)} per label")),
         id=board.slug,
@@ -86,6 +92,14 @@ def _leaderboard(board: Board, colours: Colours) -> Markup:
         bodies.append(tag("tbody", rows))
     table = tag("table", tag("thead", tag("tr", heads)), bodies, class_="board")
     return _scrolling(table, board.title)
+
+
+def _comparisons(board: Board) -> Markup:
+    """Show how the rows compare; where none could be, only the reasons."""
+    table = comparisons_table(board)
+    shown = _plain(table, "Differences from the best", opened=True)
+    reasons = refusals(board) if table and not shown else ()
+    return render(shown, [tag("p", reason, class_="note") for reason in reasons])
 
 
 def _column_head(fraction: float | None) -> Markup:
@@ -127,14 +141,16 @@ def _cell(board: Board, row: Row, fraction: float | None) -> Markup:
         text = tag("a", text, href=f"#{cell_id(board, row, fraction)}", title="Provenance")
     basis = [f"n {cell.n:,}" if cell.n is not None else ""]
     if len(cell.runs) > 1:
-        basis.append(" ".join(part for part in (f"{len(cell.runs)} runs,", INTERVALS.get(cell.interval, "")) if part))
-    tie = tag("span", "tie ", class_="mark tie") if cell.tie else None
+        basis.append(" ".join(part for part in (f"{len(cell.runs)} runs,", INTERVALS[cell.interval]) if part))
+    marks = [f"rank {ranks(cell.rank)}" if cell.rank else "", TIES.get(cell.tie, "")]
+    standing = " · ".join(mark for mark in marks if mark)
     verdict = tag("span", f"▾ {VERDICTS[cell.verdict]}", class_=f"mark {cell.verdict}") if cell.verdict else None
     return tag(
         "td",
-        tag("span", tie, text, class_="value"),
+        tag("span", text, class_="value"),
         tag("span", interval_text(cell, board.metric), class_="interval"),
         tag("small", " · ".join(part for part in basis if part)),
+        tag("span", standing, class_="mark tie" if cell.tie else "mark") if standing else None,
         verdict,
         class_="number",
         data_sort=repr(cell.value),
@@ -219,8 +235,8 @@ def _figure(chart: Markup, caption: str, legend: Iterable[tuple[str, Markup]] = 
     )
 
 
-def _plain(table: Table | None, summary: str) -> Markup | None:
-    """Write a secondary table, folded away."""
+def _plain(table: Table | None, summary: str, opened: bool = False) -> Markup | None:
+    """Write a secondary table, folded away unless `opened`."""
     if table is None or not table.rows:
         return None
     heads = [tag("th", c, scope="col", class_="number" if i else None) for i, c in enumerate(table.columns)]
@@ -234,8 +250,10 @@ def _plain(table: Table | None, summary: str) -> Markup | None:
         tag("summary", summary),
         tag("p", table.title, class_="meta"),
         _scrolling(content, table.title),
+        [tag("p", note, class_="note") for note in table.notes],
         tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
         class_="more",
+        open=opened,
     )
 
 

@@ -3,14 +3,35 @@
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vlp_bench.report.boards import BELOW, TRIVIAL_ROW, UNCLEAR, Board, Cell, Group, Row, average, trivial_cell
+from vlp_bench.report.boards import (
+    BELOW,
+    NOISE,
+    OVERLAP,
+    TRIVIAL,
+    TRIVIAL_ROW,
+    UNCLEAR,
+    Board,
+    Cell,
+    Group,
+    Row,
+    average,
+    trivial_cell,
+)
 from vlp_bench.report.collect import Evaluation
-from vlp_bench.report.wording import fraction_name, metric_name, number, sentence, short, words
+from vlp_bench.report.wording import (
+    fraction_name,
+    metric_name,
+    number,
+    sentence,
+    short,
+    words,
+)
 
 VERDICTS = {BELOW: "does not beat trivial", UNCLEAR: "not clear of trivial"}
+TIES = {NOISE: "inside the noise", OVERLAP: "intervals overlap"}
 
 
 @dataclass(frozen=True)
@@ -22,10 +43,13 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     records: tuple[dict[str, Any], ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Write the title and a pipe table."""
-        return f"# {_flat(self.title)}\n\n{pipe_table(self.columns, self.rows)}"
+        """Write the title, a pipe table if it has rows, and the notes."""
+        table = pipe_table(self.columns, self.rows) if self.rows else ""
+        notes = "".join(f"\n{_safe(note)}\n" for note in self.notes)
+        return f"# {_flat(self.title)}\n\n{table}{notes}"
 
     def csv(self) -> str:
         """Write one line per number, at full precision."""
@@ -87,7 +111,10 @@ def _record(board: Board, group: Group, row: Row, fraction: float | None, cell: 
         "n": cell.n,
         "runs": len(cell.runs),
         "best": cell.best,
-        "tie": cell.tie,
+        "tie": bool(cell.tie),
+        "tie_by": cell.tie,
+        "rank_low": cell.rank[0] if cell.rank else None,
+        "rank_high": cell.rank[1] if cell.rank else None,
         "against_trivial": cell.verdict,
         "folders": ";".join(run.folder for run in cell.runs),
     }
@@ -100,9 +127,9 @@ def measures_table(board: Board) -> Table:
 
     def add(group: Group, row: Row, fraction: float | None, cells: list[Cell]) -> None:
         texts = [cell_text(cell, name) for cell, name in zip(cells, names, strict=True)]
-        rows.append((_full_name(board, group, row), fraction_name(fraction), *texts))
+        rows.append((full_name(board, group, row), fraction_name(fraction), *texts))
         for cell, name in zip(cells, names, strict=True):
-            records.append(_detail(group, row, fraction, cell) | {"metric": name})
+            records.append(detail(group, row, fraction, cell) | {"metric": name})
 
     for group in board.groups:
         for row in group.rows:
@@ -112,6 +139,10 @@ def measures_table(board: Board) -> Table:
             cells = [trivial_cell(_runs_of(group, fraction), name) for name in names]
             if any(cell.value is not None for cell in cells):
                 add(group, TRIVIAL_ROW, fraction, cells)
+            runs = _runs_of(group, fraction)
+            for answer in dict.fromkeys(name for run in runs for name in run.baselines):
+                named = replace(TRIVIAL_ROW, name=f"{TRIVIAL}: {words(answer)}")
+                add(group, named, fraction, [trivial_cell(runs, name, answer) for name in names])
     columns = ("Backbone", "Labels", *(sentence(metric_name(name)) for name in names))
     return Table(f"{board.slug}-measures", f"{board.title}: all measures", columns, tuple(rows), tuple(records))
 
@@ -127,7 +158,7 @@ def labels_table(board: Board) -> Table | None:
         heads.append((group, TRIVIAL_ROW, _largest(f for row in group.rows for f in row.cells)))
     several = len({fraction for _, _, fraction in heads}) > 1
     names = [
-        _full_name(board, g, r) + (f", {fraction_name(f)}" if several and not r.trivial else "") for g, r, f in heads
+        full_name(board, g, r) + (f", {fraction_name(f)}" if several and not r.trivial else "") for g, r, f in heads
     ]
     rows, records = [], []
     for label in labels:
@@ -139,7 +170,7 @@ def labels_table(board: Board) -> Table | None:
         for group in board.groups:
             for row in group.rows:
                 for fraction, cell in row.cells.items():
-                    record = _detail(group, row, fraction, _metric_cell(cell, name))
+                    record = detail(group, row, fraction, _metric_cell(cell, name))
                     records.append(record | {"metric": board.metric, "label": label})
     shown = "" if several else f" at {fraction_name(heads[0][2])}"
     title = f"{board.title}: {metric_name(board.metric)} per label{shown}"
@@ -164,12 +195,14 @@ def _positives(board: Board, label: str) -> str:
     return ", ".join(f"{positive} of {known}" for positive, known in sorted(counts))
 
 
-def _full_name(board: Board, group: Group, row: Row) -> str:
+def full_name(board: Board, group: Group, row: Row) -> str:
+    """Name a row with what sets it apart from others of its name."""
     name = f"{row.name} ({row.note})" if row.note else row.name
     return name if len(board.groups) == 1 else f"{name} [{short(group.fingerprint) or 'unknown'}]"
 
 
-def _detail(group: Group, row: Row, fraction: float | None, cell: Cell) -> dict[str, Any]:
+def detail(group: Group, row: Row, fraction: float | None, cell: Cell) -> dict[str, Any]:
+    """Start the record of a cell."""
     return {
         "target_fingerprint": group.fingerprint,
         "backbone": row.name,
@@ -215,7 +248,7 @@ def cell_text(cell: Cell | None, metric: str) -> str:
     text = f"**{value}**" if cell.best else value
     interval = interval_text(cell, metric)
     runs = f"{len(cell.runs)} runs" if len(cell.runs) > 1 else ""
-    marks = [mark for mark in ("tie" if cell.tie else "", VERDICTS.get(cell.verdict, "")) if mark]
+    marks = [mark for mark in (TIES.get(cell.tie, ""), VERDICTS.get(cell.verdict, "")) if mark]
     return " ".join(part for part in (text, interval, runs, f"[{', '.join(marks)}]" if marks else "") if part)
 
 
@@ -236,5 +269,8 @@ def pipe_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _pipes(cells: Sequence[str]) -> str:
-    safe = (_flat(cell).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;") for cell in cells)
-    return f"| {' | '.join(safe)} |"
+    return f"| {' | '.join(_safe(cell) for cell in cells)} |"
+
+
+def _safe(text: str) -> str:
+    return _flat(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

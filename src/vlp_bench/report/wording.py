@@ -1,5 +1,6 @@
 """How numbers, metrics and identifiers are written for people."""
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -27,6 +28,22 @@ def number(value: float | None, metric: str) -> str:
     if value is None:
         return "–"
     return f"{value:.{1 if 'rank' in metric else 3}f}".replace("-", "\u2212")
+
+
+def signed(value: float | None, metric: str) -> str:
+    """Write a difference with its sign."""
+    text = number(value, metric)
+    return text if value is None or text.startswith("\u2212") else f"+{text}"
+
+
+def p_value(p: float) -> str:
+    """Write a p-value; a dash where there is none."""
+    return "–" if math.isnan(p) else "<\u202f0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def ranks(rank: tuple[int, int]) -> str:
+    """Write an interval of ranks."""
+    return str(rank[0]) if rank[0] == rank[1] else f"{rank[0]}–{rank[1]}"
 
 
 def fraction_name(fraction: float | None) -> str:
