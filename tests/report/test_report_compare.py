@@ -327,13 +327,15 @@ def test_page_names_what_was_not_compared(three, tmp_path):
 
 
 def test_protocol_may_be_an_object_that_names_what_it_breaks(tmp_path):
-    broken = {"name": "paper", "breaks": ["tests on <validation>", "one run"]}
+    broken = {"name": "paper", "breaks": ["tests on <validation>", "one run"], "departures": ["lr=3, published 4"]}
     fake.write_result(tmp_path / "a", fake.classification("a", 0.01, protocol=broken))
     fake.write_result(tmp_path / "b", fake.classification("b", 0.01, protocol="paper"))
     board = board_of(tmp_path)
     assert (board.protocol, len(board.groups[0].rows)) == ("paper", 2)
     page = build_report(tmp_path, tmp_path / "out").index.read_text("utf-8")
     assert "This protocol breaks: tests on &lt;validation&gt;; one run." in page
+    assert "Changed in these runs: lr=3, published 4." in page
+    assert "Otherwise than published" not in page
     fake.write_result(tmp_path / "c", fake.classification("c", 0.01, protocol={"name": "paper", "breaks": "much"}))
     assert "breaks are not a list" in collect(tmp_path).unreadable[0].reason
 

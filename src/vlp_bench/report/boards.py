@@ -7,13 +7,13 @@ best. Runs are averaged only when they differ in nothing but draw and seeds.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.special import stdtrit
 
 from vlp_bench.metrics import Difference
-from vlp_bench.report.collect import Evaluation, Metric
+from vlp_bench.report.collect import CAVEATS, Evaluation, Metric
 from vlp_bench.report.wording import rises, sentence, short, words
 
 BOOTSTRAP, RANGE, STUDENT = "bootstrap", "range", "t"
@@ -113,7 +113,7 @@ class Board:
     fractions: tuple[float | None, ...]
     groups: tuple[Group, ...]
     repeats: tuple[str, ...] = ()
-    breaks: tuple[str, ...] = ()
+    caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: str = ""
 
     @property
@@ -153,9 +153,14 @@ def _board(key: tuple[str, ...], members: list[Evaluation], slug: str) -> Board:
         kept, dropped = _without_repeats(group)
         repeats += dropped
         groups.append(_group(fingerprint, kept, metric, fractions))
-    breaks = tuple(dict.fromkeys(rule for e in members for rule in e.breaks))
+    caveats = {kind: tuple(dict.fromkeys(c for e in members for c in e.caveats.get(kind, ()))) for kind in CAVEATS}
     return Board(
-        slug, task, target, split, protocol, adaptation, metric, tuple(fractions), tuple(groups), tuple(repeats), breaks
+        slug,
+        *(task, target, split, protocol, adaptation, metric),
+        tuple(fractions),
+        tuple(groups),
+        tuple(repeats),
+        caveats,
     )
 
 

@@ -14,6 +14,8 @@ from vlp_bench.errors import UserError
 SCHEMA = 1
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_KEYS = ("method", "variant", "backbone", "task", "target", "split", "protocol", "adaptation", "primary")
+#: Rules of fair comparison that a protocol breaks, what is otherwise than published, what these runs changed of it.
+CAVEATS = ("breaks", "differs", "departures")
 SEED_KEYS = ("draw", "seed", "pretrain_seed")
 
 
@@ -51,7 +53,7 @@ class Evaluation:
     provenance: dict[str, Any]
     demonstration: str = ""
     label_counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # label: (positives, known)
-    breaks: tuple[str, ...] = ()  # rules of fair comparison that the protocol breaks
+    caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the protocol, by CAVEATS
     baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)  # further trivial answers by name
     predictions: Path | None = None  # the file with one row per test item, where it was kept
 
@@ -188,7 +190,7 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
     provenance, facts = data.get("provenance") or {}, data.get("facts") or {}
     if not isinstance(provenance, dict) or not isinstance(facts, dict):
         raise ValueError(f"{'facts' if isinstance(provenance, dict) else 'provenance'} is not an object")
-    protocol, breaks = _read_protocol(data.get("protocol"))
+    protocol, caveats = _read_protocol(data.get("protocol"))
     predictions = folder / "predictions.parquet"
     return [
         Evaluation(
@@ -201,7 +203,7 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
             provenance=provenance,
             demonstration=_text(data.get("demonstration")),
             label_counts=counts,
-            breaks=breaks,
+            caveats=caveats,
             baselines={_text(k): _read_metrics(v) for k, v in (facts.get("baselines") or {}).items()},
             predictions=predictions if predictions.is_file() else None,
         )
@@ -280,14 +282,14 @@ def _count_labels(file: Path, labels: Sequence[str]) -> dict[str, tuple[int, int
     return counts
 
 
-def _read_protocol(data: Any) -> tuple[Any, tuple[str, ...]]:
-    """Read the protocol: its name alone, or an object with name and the rules that it breaks."""
+def _read_protocol(data: Any) -> tuple[Any, dict[str, tuple[str, ...]]]:
+    """Read the protocol: its name alone, or an object with name and caveats."""
     if not isinstance(data, dict):
-        return data, ()
-    breaks = data.get("breaks") or ()
-    if not isinstance(breaks, list | tuple):
-        raise ValueError("the protocol's breaks are not a list")
-    return data.get("name"), tuple(_text(rule) for rule in breaks)
+        return data, {}
+    for kind in CAVEATS:
+        if not isinstance(data.get(kind) or (), list | tuple):
+            raise ValueError(f"the protocol's {kind} are not a list")
+    return data.get("name"), {kind: tuple(map(_text, data.get(kind) or ())) for kind in CAVEATS}
 
 
 def _read_metrics(data: Any) -> dict[str, Metric]:

@@ -33,6 +33,11 @@ from vlp_bench.report.wording import (
 )
 
 MAX_PICTURE_BYTES = 16_000_000  # keeps the page light enough to be mailed
+CAVEAT_HEADS = {
+    "breaks": "This protocol breaks",
+    "differs": "Otherwise than published",
+    "departures": "Changed in these runs",
+}
 INTERVALS = {BOOTSTRAP: "", RANGE: "range", STUDENT: "t-interval"}
 
 SPLITS = {"train": ("training", 6), "val": ("validation", 1)}
@@ -58,7 +63,11 @@ def board_section(board: Board, colours: Colours) -> Markup:
         "article",
         tag("h3", board.title),
         tag("p", sentence(" · ".join(fact for fact in facts if fact)), class_="meta"),
-        tag("p", f"This protocol breaks: {'; '.join(board.breaks)}.", class_="breaks") if board.breaks else None,
+        [
+            tag("p", f"{CAVEAT_HEADS[kind]}: {'; '.join(told)}.", class_="breaks")
+            for kind, told in board.caveats.items()
+            if told
+        ],
         _leaderboard(board, colours),
         tag("p", "This table as ", _download(table, "csv"), " or ", _download(table, "md"), ".", class_="files"),
         _board_notes(board),

@@ -130,7 +130,7 @@ def _probe_cached(
         k: torch.from_numpy(cell.features(rows)).double()
         for k, rows in (("train", train), ("val", val), ("test", test))
     }
-    mean, std = x["train"].mean(0), x["train"].std(0, correction=0).clamp(min=1e-6)
+    mean, std = _spread(x["train"])
     x = {k: (v - mean) / std for k, v in x.items()}
     y = torch.from_numpy(cell.target.targets).double()
     best: tuple[float, float, Tensor, Tensor] | None = None
@@ -143,6 +143,11 @@ def _probe_cached(
     _, penalty, weight, bias = best
     scores = [_probabilities(x[k] @ weight + bias, multiclass) for k in ("val", "test")]
     return scores[0], scores[1], {"penalty": penalty}
+
+
+def _spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
+    """Mean and standard deviation of each feature."""
+    return features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
 
 
 def _probabilities(logits: Tensor, multiclass: bool) -> np.ndarray:
@@ -158,9 +163,13 @@ class Classifier(Adapted):
         multiclass: softmax instead of a sigmoid per label.
         adaptation: see Adapted.
         positive_weight: (L,) factor on the positives of each label; None is 1.
+        mean: (D,), taken from pooled features before the linear layer.
+        std: (D,), by which they are divided.
     """
 
     positive_weight: Tensor | None
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -169,14 +178,18 @@ class Classifier(Adapted):
         multiclass: bool,
         adaptation: Mapping[str, Any],
         positive_weight: Tensor | None = None,
+        mean: Tensor | float = 0.0,
+        std: Tensor | float = 1.0,
     ) -> None:
         super().__init__({"vision": backbone}, nn.Linear(backbone.spec.pooled_dim, labels), adaptation)
         self.multiclass = multiclass
+        self.register_buffer("mean", torch.as_tensor(mean))
+        self.register_buffer("std", torch.as_tensor(std))
         self.register_buffer("positive_weight", positive_weight, persistent=False)
 
     def forward(self, batch: LabelledBatch) -> Float[Tensor, "B L"]:
         """Logits."""
-        return self.head(self.parts["vision"](batch.image).pooled)
+        return self.head((self.parts["vision"](batch.image).pooled - self.mean) / self.std)
 
     def loss(self, batch: LabelledBatch) -> Float[Tensor, ""]:
         """Masked loss."""
@@ -198,7 +211,9 @@ def _train(
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     target, options = cell.target, cell.adaptation
     weight = positive_weight(torch.from_numpy(target.targets[train])) if weighted else None
-    model = Classifier(cell.encoders.vision, len(target.labels), target.kind == "multiclass", options, weight)
+    scale = _spread(torch.from_numpy(cell.features(train))) if options["standardise"] else ()
+    kind = target.kind == "multiclass"
+    model = Classifier(cell.encoders.vision, len(target.labels), kind, options, weight, *scale)
 
     def data(rows: np.ndarray, augment: str | None) -> TargetImages:
         return TargetImages(target, rows, cell.image_size, cell.seed, augment)

@@ -1,5 +1,6 @@
 """What the tasks that train share: batches of a target, a head on pre-trained parts, the loop with its choice."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -246,12 +247,18 @@ def fit(cell: Cell, model: Adapted, train: Dataset, val: Dataset) -> dict[str, A
         Facts for the result: how many epochs, and the best value of what chose.
     """
     options = cell.adaptation
+    batches = loader(cell, train, train=True)
     monitor, mode = {"loss": ("val/loss", "min"), "score": ("val/score", "max")}[options["select"]]
     best = ModelCheckpoint(cell.out / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False)
     stop = EarlyStopping(monitor, patience=options["patience"], mode=mode)
-    steps = options["max_steps"] or -1
-    trainer = cell.trainer([best, stop], max_epochs=None if steps > 0 else options["epochs"], max_steps=steps)
-    trainer.fit(model, loader(cell, train, train=True), loader(cell, val, train=False))
+    if options["max_steps"]:
+        length = {"max_epochs": None, "max_steps": options["max_steps"]}
+    else:
+        # few labels make short epochs: then several of them go between two validations
+        longer = max(1, math.ceil(options["min_steps"] / (options["epochs"] * len(batches))))
+        length = {"max_epochs": options["epochs"] * longer, "max_steps": -1, "check_val_every_n_epoch": longer}
+    trainer = cell.trainer([best, stop], **length)
+    trainer.fit(model, batches, loader(cell, val, train=False))
     path = Path(best.best_model_path)
     if path.is_file():
         model.load_state_dict(torch.load(path, "cpu", weights_only=True)["state_dict"])
