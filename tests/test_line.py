@@ -74,6 +74,14 @@ def test_report_has_each_cell_the_trivial_row_and_no_outside_reference(here):
     assert list(here.glob("runs/report/tables/*.md"))
 
 
+def test_a_backbone_without_what_a_task_needs_is_a_dash_with_the_reason(here):
+    found = [json.loads(p.read_text()) for p in here.glob("runs/evaluate/retrieval-*/result.json")]
+    (random,) = [r for r in found if r["method"] == "random"]
+    assert random["metrics"] == {"i2t/R@5": {"value": None, "low": None, "high": None, "n": 0}}
+    assert "has no aligner" in random["facts"]["not_applicable"]
+    assert "no value: This task needs encoders" in (here / "runs/report/index.html").read_text()
+
+
 def test_pictures_of_synthetic_images_are_drawn(here):
     pictures = only(here, "runs/evaluate/retrieval-*/pictures")
     listed = json.loads((pictures / "index.json").read_text())

@@ -1,4 +1,4 @@
-"""The one exception that the command line shows to people without a traceback."""
+"""The exceptions that the command line shows to people without a traceback."""
 
 
 class UserError(Exception):
@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command line prints the message alone and exits with code 2.
     """
+
+
+class NotApplicable(UserError):
+    """Encoders lack what a task needs: in a comparison that is a dash with the reason, not a failure."""

@@ -248,3 +248,20 @@ def test_json_of_numbers_only(tmp_path):
     (problem,) = collect(tmp_path).unreadable
     assert problem.reason == "True is not a number"
     assert json.loads((tmp_path / "good" / "result.json").read_text())["schema"] == 1
+
+
+def test_what_cannot_be_measured_is_a_dash_with_its_reason(tmp_path):
+    fake.write_result(tmp_path / "a", fake.classification("a", 1.0))
+    result = fake.classification("b", 1.0)
+    why = "This task needs encoders that compare."
+    nothing = {"value": None, "low": None, "high": None, "n": 0}
+    fake.write_result(
+        tmp_path / "b",
+        result | {"metrics": {result["primary"]: nothing}, "labels": [], "facts": {"not_applicable": why}},
+    )
+    (board,) = boards(collect(tmp_path).evaluations)
+    (group,) = board.groups
+    assert [row.name for row in group.rows] == ["a", "b"]
+    table = leaderboard_table(board)
+    assert table.rows[1][1] == "–"
+    assert why in table.rows[1][0]

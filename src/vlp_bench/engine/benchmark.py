@@ -12,7 +12,7 @@ from rich.table import Table
 from vlp_bench.config import compose_verb, plain, run_name
 from vlp_bench.engine import evaluate, pretrain
 from vlp_bench.engine.progress import bars, console
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,9 @@ def run_plan(
             verb = pretrain if job.verb == "pretrain" else evaluate
             if verb.finished(out) is None:
                 verb.run(cfg, out)
+            return out
+        except NotApplicable as reason:
+            evaluate.not_applicable(cfg, out, str(reason))
             return out
         except UserError as error:
             failed.append((job, str(error)))

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vlp_bench.config import compose_verb, identity, plain
+from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
@@ -74,14 +76,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     )
     task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
     outcome = task.run(cell)
-    about |= {
-        "target_fingerprint": store.fingerprint,
-        "recipe": _recipe(cfg),
-        "bundle_hash": encoders.hash,
-        "pretrain": {**encoders.meta.get("training", {}), "provenance": encoders.meta.get("provenance")},
-        "data_fingerprint": encoders.meta.get("provenance", {}).get("data_fingerprint"),
-        "wall_seconds": round(time.monotonic() - started, 1),
-    }
+    about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
     _write(cfg, out, encoders, task, outcome, about)
     if cfg.pictures and (not store.private or cfg.privacy.allow_media):
         _draw(list(task.pictures(cell, outcome, cfg.pictures)), out / "pictures")
@@ -100,6 +95,18 @@ def _draw(pictures: list[Picture], out: Path) -> None:
             cv2.imwrite(str(folder / name), picture.image)
             index.append({"file": name, "caption": picture.caption, "group": picture.group})
         write_json(folder / "index.json", index)
+
+
+def _measured(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> dict[str, Any]:
+    """What was measured on what, and how."""
+    pretraining = encoders.meta.get("provenance")
+    return {
+        "target_fingerprint": store.fingerprint,
+        "recipe": _recipe(cfg),
+        "bundle_hash": encoders.hash,
+        "pretrain": {**encoders.meta.get("training", {}), "provenance": pretraining},
+        "data_fingerprint": (pretraining or {}).get("data_fingerprint"),
+    }
 
 
 def _recipe(cfg: DictConfig) -> str:
@@ -131,6 +138,17 @@ def _departures(cfg: DictConfig, meant: DictConfig) -> Iterator[str]:
                 yield f"{section}.{key}={ours.get(key)}, published {theirs.get(key)}"
     if cfg.subset != meant.subset:
         yield f"subset={cfg.subset}, published {meant.subset}"
+
+
+def not_applicable(cfg: DictConfig, out: Path, reason: str) -> None:
+    """Leave a result without a value, which tables show as a dash with the reason."""
+    encoders = build.encoders(cfg)
+    task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
+    nothing = {task.primary: {"value": None, "low": None, "high": None, "n": 0}}
+    store = ensure(plain(cfg.target), Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
+    about = provenance(cfg) | _measured(cfg, store, encoders)
+    outcome = Outcome(nothing, {}, pd.DataFrame({"item_id": [], "patient_id": []}), [], {"not_applicable": reason})
+    _write(cfg, out, encoders, task, outcome, about)
 
 
 def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: Outcome, about: dict[str, Any]) -> None:

@@ -146,8 +146,11 @@ def _board(key: tuple[str, ...], members: list[Evaluation], slug: str) -> Board:
     task, target, split, protocol, adaptation, metric = key
     fractions = sorted({e.label_fraction for e in members}, key=lambda f: (f is not None, f))
     by_target: dict[tuple[str, tuple[str, ...]], list[Evaluation]] = {}
-    for e in members:
-        by_target.setdefault((e.fact("target_fingerprint"), e.labels), []).append(e)
+    # what has no value names no labels: it stands with those that do
+    for e in sorted(members, key=lambda e: bool(e.not_applicable)):
+        data = (e.fact("target_fingerprint"), e.labels)
+        known = next((d for d in by_target if d[0] == data[0]), data) if e.not_applicable else data
+        by_target.setdefault(known, []).append(e)
     groups, repeats = [], []
     for (fingerprint, _), group in sorted(by_target.items(), key=lambda item: (-len(item[1]), item[0])):
         kept, dropped = _without_repeats(group)
@@ -177,7 +180,8 @@ def _group(fingerprint: str, members: list[Evaluation], metric: str, fractions: 
             at = tuple(e for e in runs if e.label_fraction == fraction)
             if at:
                 cells[fraction] = average([e.metrics.get(metric) for e in at], metric, at)
-        rows.append(Row(identity[0], notes[identity], cells))
+        why = next((f"no value: {e.not_applicable}" for e in runs if e.not_applicable), "")
+        rows.append(Row(identity[0], "; ".join(part for part in (notes[identity], why) if part), cells))
     trivial = _trivial_row(members, metric, fractions)
     rows = _judged(rows, trivial, metric, fractions)
     rows.sort(key=lambda row: _standing(row, metric, fractions))

@@ -55,6 +55,7 @@ class Evaluation:
     label_counts: dict[str, tuple[int, int]] = field(default_factory=dict)  # label: (positives, known)
     caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the protocol, by CAVEATS
     baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)  # further trivial answers by name
+    not_applicable: str = ""  # why there is no value
     predictions: Path | None = None  # the file with one row per test item, where it was kept
 
     def fact(self, *path: str) -> str:
@@ -205,6 +206,7 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
             label_counts=counts,
             caveats=caveats,
             baselines={_text(k): _read_metrics(v) for k, v in (facts.get("baselines") or {}).items()},
+            not_applicable=_text(facts.get("not_applicable")),
             predictions=predictions if predictions.is_file() else None,
         )
     ]

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.tasks.base import Cell
 from vlp_bench.types import Tokens
 
@@ -35,10 +35,10 @@ def require_comparison(cell: Cell) -> None:
     """Refuse encoders that cannot score an image against a text.
 
     Raises:
-        UserError: they cannot.
+        NotApplicable: they cannot.
     """
     if not cell.encoders.compares:
-        raise UserError(
+        raise NotApplicable(
             f"This task needs encoders that compare images and texts; "
             f"{cell.encoders.meta.get('name', 'this backbone')} has no aligner."
         )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.classification import (
     choose_thresholds,
     classification_metrics,
@@ -171,7 +171,7 @@ class ZeroShot(Task):
         if self.score == "summed":
             local = None if aligner is None else aligner.local_scores(images, texts)
             if local is None:
-                raise UserError(
+                raise NotApplicable(
                     f"task.score=summed needs an aligner with local scores; "
                     f"{cell.encoders.meta.get('name', 'this backbone')} has none. Use task.score=similarity."
                 )
