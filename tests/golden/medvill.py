@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import PENDING, Results, Vector, adapter
+from harness import PENDING, Results, Vector, adapter, default_tolerance
 from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
@@ -19,16 +19,17 @@ from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.losses.masked_language import IGNORE, mask_words, masked_language_loss
 from vlp_bench.losses.matching import choose_reports, label_sets_differ, matching_loss
 from vlp_bench.methods.medvill_official import JointEncoderOfficial
+from vlp_bench.metrics.classification import averaged_scores
+from vlp_bench.metrics.labels import published_label_metrics
+from vlp_bench.metrics.language import PUBLISHED_WEIGHTS, bleu, bleu_statistics
 from vlp_bench.metrics.retrieval import relevance_columns
+from vlp_bench.tasks.classification import masked_loss, positive_weight
 
 for stem, reason in {
-    "bleu": "report generation is not written yet",
-    "classification": "classification from image and report is not written yet",
     "decode": "report generation is not written yet",
     "finetune_report_loss": "report generation is not written yet",
     "finetune_samples": "report generation is not written yet",
     "finetune_vqa_loss": "visual question answering is not written yet",
-    "label_metrics": "report generation is not written yet",
 }.items():
     PENDING[f"medvill/{stem}"] = reason
 
@@ -380,3 +381,55 @@ def retrieval_metrics(file: Vector) -> Results:
             for name in ("recall", "precision"):
                 results[f"out_{name}@{k}_rounded3_{group}"] = np.round(columns[f"{name}@{k}"].mean(), 3)
     return results
+
+
+@adapter(
+    "medvill/bleu",
+    compared=("sets",),
+    component="BLEU of generated reports",
+    departure="as published: texts as they are, cut at single blanks, the thirds of BLEU-3 rounded; equal to 1e-12",
+)
+def corpus_bleu(file: Vector) -> Results:
+    weights = {f"bleu{n}": [*w, *[0] * (4 - n)] for n, w in enumerate(PUBLISHED_WEIGHTS, 1)}
+    assert file["weights"].item() == weights
+    sets = []
+    for case in file["sets"].tolist():
+        sides = [[text.split(" ") for text in case[side]] for side in ("references", "hypotheses")]
+        sums = bleu_statistics(*sides, nltk=True).sum(0)
+        got = {f"bleu{n}": float(bleu(sums, w)) for n, w in enumerate(PUBLISHED_WEIGHTS, 1)}
+        # What the file has where it agrees: objects are compared for equality.
+        sets.append(case | {n: case[n] if math.isclose(v, case[n], abs_tol=1e-12) else v for n, v in got.items()})
+    return {"sets": np.array(sets)}
+
+
+@adapter(
+    "medvill/label_metrics",
+    component="labels of generated reports",
+    departure="as published: 1, 0, -1 and not mentioned are four values",
+)
+def label_metrics(file: Vector) -> Results:
+    scores = published_label_metrics(file["in_hypothesis_labels"], file["in_reference_labels"])
+    return {f"out_{name}": value for name, value in scores.items()}
+
+
+def single_inside(name: str, expected: np.ndarray) -> float | None:
+    """1e-6 of the largest entry for the gradient, which the authors' code computed in float32."""
+    return 1e-6 * float(np.abs(expected).max()) if "grad" in name else default_tolerance(name, expected)
+
+
+@adapter(
+    "medvill/classification", tolerance=single_inside, component="classification: weighted loss, micro and macro scores"
+)
+def classification(file: Vector) -> Results:
+    count, positives = int(scalar(file, "par_train_len")), file.tensor("in_label_freqs")
+    weight = positive_weight((torch.arange(count)[:, None] < positives).float())
+    logits = file.tensor("in_logits").requires_grad_()
+    loss = masked_loss(logits, file.tensor("in_targets").to(logits.dtype), False, weight)
+    scores = averaged_scores(logits.detach().sigmoid(), file["in_targets"])
+    names = {"auroc": "roc_auc", "f1": "f1"}
+    return {
+        "out_pos_weight": weight,
+        "out_loss": loss,
+        "out_grad_logits": torch.autograd.grad(loss, logits)[0],
+        **{f"out_{average}_{names[n]}": scores[f"{n}_{average}"] for n in names for average in ("micro", "macro")},
+    }
