@@ -14,9 +14,10 @@ from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.data.tokenization import Tokenizer
+from vlp_bench.encoders.generation import JointWriter, beam_search, greedy
 from vlp_bench.encoders.joint import attention_mask, sample_features
 from vlp_bench.encoders.text import TextBackbone
-from vlp_bench.losses.masked_language import IGNORE, mask_words, masked_language_loss
+from vlp_bench.losses.masked_language import IGNORE, hide_to_write, mask_words, masked_language_loss, writing_loss
 from vlp_bench.losses.matching import choose_reports, label_sets_differ, matching_loss
 from vlp_bench.methods.medvill_official import JointEncoderOfficial
 from vlp_bench.metrics.classification import averaged_scores
@@ -26,9 +27,6 @@ from vlp_bench.metrics.retrieval import relevance_columns
 from vlp_bench.tasks.classification import masked_loss, positive_weight
 
 for stem, reason in {
-    "decode": "report generation is not written yet",
-    "finetune_report_loss": "report generation is not written yet",
-    "finetune_samples": "report generation is not written yet",
     "finetune_vqa_loss": "visual question answering is not written yet",
 }.items():
     PENDING[f"medvill/{stem}"] = reason
@@ -432,4 +430,169 @@ def classification(file: Vector) -> Results:
         "out_loss": loss,
         "out_grad_logits": torch.autograd.grad(loss, logits)[0],
         **{f"out_{average}_{names[n]}": scores[f"{n}_{average}"] for n in names for average in ("micro", "macro")},
+    }
+
+
+@adapter(
+    "medvill/finetune_samples",
+    compared=("cases",),
+    component="hiding of word pieces in fine-tuning",
+    departure="draws of the seed are fed; a report that is too long is cut, and padded, by the adapter",
+)
+def finetune_samples(file: Vector) -> Results:
+    cases = []
+    for case in file["cases"].tolist():
+        draws = random.Random(case["python_random_seed"])
+        report = [int(piece.removeprefix("w")) for piece in case["tokens_b"]]
+        while len(report) > case["max_len_b"]:
+            report.pop(0 if draws.random() < 0.5 else -1)
+        words, front = torch.tensor([[*report, 2]]), case["len_vis_input"] + 2
+        order = list(range(words.shape[1]))
+        draws.shuffle(order)
+        shown, places, counted = hide_to_write(
+            words,
+            torch.ones_like(words).bool(),
+            torch.tensor([order]).argsort().double(),
+            torch.tensor([1 - draws.random()]),
+            mask_id=3,
+            share=case["mask_prob"],
+            most=case["max_pred"],
+            end_share=0.5,
+        )
+        missing = case["max_len_b"] + 1 - words.shape[1]
+        asked = counted[0].tolist() + [False] * (case["max_pred"] - counted.shape[1])
+        at = places[0].tolist() + [0] * (len(asked) - places.shape[1])
+        cases.append(
+            case
+            | {
+                "input_ids": [1, *[4] * case["len_vis_input"], 2, *shown[0].tolist(), *[0] * missing],
+                "segment_ids": [*[0] * front, *[1] * words.shape[1], *[0] * missing],
+                "masked_ids": [int(words[0, p]) if a else 0 for p, a in zip(at, asked, strict=True)],
+                "masked_pos": [front + p if a else 0 for p, a in zip(at, asked, strict=True)],
+                "masked_weights": [int(a) for a in asked],
+            }
+        )
+    return {"cases": np.array(cases)}
+
+
+class Finetuned(JointEncoderOfficial):
+    """The authors' model of fine-tuning is another copy, where the image's [SEP] has the position behind its tokens."""
+
+    def language_positions(self, text_tokens: int, device: torch.device | None = None) -> Tensor:
+        positions = super().language_positions(text_tokens, device)
+        positions[1] = self.separator
+        return positions
+
+
+def finetuned(file: Vector, prefix: str, image_tokens: int) -> tuple[TextBackbone, Finetuned, Tensor]:
+    """BERT and joint encoder of a file, and the features of its images; [PAD] [CLS] [SEP] [MASK] [UNK] are 0 to 4."""
+    weights = {n.removeprefix(f"w.{prefix}").removeprefix("w."): file.tensor(n) for n in file.names(r"^w\.")}
+    words, project = weights["txt_embeddings.word_embeddings.weight"], weights["img_embeddings.img_embeddings.weight"]
+    layers = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.layer."))
+    positions = len(weights["txt_embeddings.position_embeddings.weight"])
+    architecture = {
+        "hidden_size": words.shape[1],
+        "num_hidden_layers": layers,
+        "num_attention_heads": int(scalar(file, "par_num_heads")),
+        "intermediate_size": len(weights["encoder.layer.0.intermediate.dense.weight"]),
+        "max_position_embeddings": positions,
+        "layer_norm_eps": 1e-5,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.txt").write_text("\n".join(vocabulary(len(words))))
+        text = TextBackbone("small", vocab=str(Path(folder) / "vocab.txt"), architecture=architecture)
+    joint = Finetuned(project.shape[1], words.shape[1], positions, len(words))
+    joint.separator = image_tokens + 1
+    text, joint = text.to(words.dtype).eval(), joint.to(words.dtype).eval()
+    here = {
+        "txt_embeddings.": "embeddings.",
+        "encoder.": "encoder.",
+    }
+    text.bert.load_state_dict({ours: weights[theirs] for theirs, ours in renamed(list(weights), here).items()})
+    ours = joint.state_dict()
+    for ours_name, theirs in {
+        "project": "img_embeddings.img_embeddings",
+        "transform.0": "cls.predictions.transform.dense",
+        "transform.2": "cls.predictions.transform.LayerNorm",
+        "pooler": "pooler.dense",
+    }.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in weights:
+                ours[f"{ours_name}.{kind}"] = weights[f"{theirs}.{kind}"]
+    ours["bias"] = weights.get("cls.predictions.bias", ours["bias"])
+    joint.load_state_dict(ours)
+    assert torch.equal(weights.get("cls.predictions.decoder.weight", words), words)
+    stub = {n: weights[f"img_encoder.c.{n}"] for n in ("weight", "bias")}
+    cells = F.conv2d(file.tensor("in_image"), **stub, stride=stub["weight"].shape[-1]).flatten(2).transpose(1, 2)
+    assert cells.shape[1] == image_tokens
+    return text, joint, cells
+
+
+def last_states(file: Vector, kind: str) -> tuple[TextBackbone, Finetuned, Tensor]:
+    count = int(scalar(file, "par_len_vis_input"))
+    text, joint, cells = finetuned(file, "", count)
+    words = file.tensor("in_input_ids")[:, count + 2 :]
+    real = words != text.tokenizer.pad
+    mask = attention_mask(kind, count, real)
+    assert torch.equal(mask, file.tensor("in_attn_mask").bool())
+    joint.open_padding = False
+    places = torch.arange(count).expand(len(words), -1)
+    return text, joint, joint(text, cells, places, words, real, kind)
+
+
+@adapter(
+    "medvill/finetune_report_loss",
+    component="loss of writing in fine-tuning",
+    departure="the file's stub of a CNN; the position of [SEP] and the layer norms' epsilon are set by the adapter",
+)
+def finetune_report_loss(file: Vector) -> Results:
+    text, joint, hidden = last_states(file, "s2s")
+    places, counted = file.tensor("in_masked_pos"), file.tensor("in_masked_weights").bool()
+    asked = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
+    arguments = (joint.predict(text, asked), file.tensor("in_masked_ids"), counted)
+    return {
+        "out_masked_lm_loss_drop0": writing_loss(*arguments),
+        "out_masked_lm_loss_drop034": writing_loss(*arguments, scalar(file, "par_drop_worst_ratio")),
+    }
+
+
+@adapter(
+    "medvill/decode",
+    component="decoding, greedy and with beams",
+    departure="the file's stub of a CNN; as published: true words are read in greedy decoding, positions are 0 and 1",
+)
+def decode(file: Vector) -> Results:
+    count = file["in_input_ids"].shape[1] - 2
+    text, joint, cells = finetuned(file, "bert.", count)
+    true, tokenizer = file.tensor("in_gt_token"), text.tokenizer
+    end, pad, longest = int(scalar(file, "par_eos_id")), tokenizer.pad, true.shape[1]
+    assert tokenizer.mask == int(scalar(file, "par_mask_id"))
+    with torch.no_grad():
+        writer = JointWriter(joint, text, cells, pair_positions=True)
+        steps: list[Tensor] = []
+        plain = writer.step
+        writer.step = lambda last: steps.append(plain(last)) or steps[-1]
+        words, scores = greedy(writer, end, pad, longest, reference=true, to_the_end=True)
+        logits = torch.stack(steps, 1)
+        kept = true != pad
+        loss = F.cross_entropy(logits[kept], true[kept])
+        writer = JointWriter(joint, text, cells, pair_positions=True)
+        found = beam_search(writer, 1, int(scalar(file, "par_beam")), end, pad, longest, to_the_end=True)
+    assert scalar(file, "par_length_penalty") == 0
+
+    def filled(values: Tensor, like: str) -> Tensor:
+        out = torch.zeros(file[like].shape, dtype=values.dtype)
+        out[:, : values.shape[1]] = values
+        return out
+
+    return {
+        "out_greedy_ids": words,
+        "out_greedy_scores": scores,
+        "out_logits": logits,
+        "out_masked_lm_loss": loss,
+        "out_perplexity": loss.exp(),
+        "out_beam3_pred_seq": filled(found.report, "out_beam3_pred_seq"),
+        "out_beam3_scores": filled(found.scores, "out_beam3_scores"),
+        "out_beam3_wids": filled(found.words, "out_beam3_wids"),
+        "out_beam3_ptrs": filled(found.parents, "out_beam3_ptrs"),
     }
