@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import PENDING, Results, Vector, adapter, default_tolerance
+from harness import Results, Vector, adapter, default_tolerance
 from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
@@ -25,11 +25,7 @@ from vlp_bench.metrics.labels import published_label_metrics
 from vlp_bench.metrics.language import PUBLISHED_WEIGHTS, bleu, bleu_statistics
 from vlp_bench.metrics.retrieval import relevance_columns
 from vlp_bench.tasks.classification import masked_loss, positive_weight
-
-for stem, reason in {
-    "finetune_vqa_loss": "visual question answering is not written yet",
-}.items():
-    PENDING[f"medvill/{stem}"] = reason
+from vlp_bench.tasks.vqa import AnswerHead, accuracy_columns, answer_loss, pair_vector
 
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 
@@ -595,4 +591,27 @@ def decode(file: Vector) -> Results:
         "out_beam3_scores": filled(found.scores, "out_beam3_scores"),
         "out_beam3_wids": filled(found.words, "out_beam3_wids"),
         "out_beam3_ptrs": filled(found.parents, "out_beam3_ptrs"),
+    }
+
+
+@adapter(
+    "medvill/finetune_vqa_loss",
+    component="answers: loss and accuracy",
+    departure="the file's stub of a CNN; the position of [SEP] and the layer norms' epsilon are set by the adapter",
+)
+def finetune_vqa_loss(file: Vector) -> Results:
+    _, _, hidden = last_states(file, "bi")
+    first, last = (file.tensor(f"w.ans_classifier.{n}.weight") for n in (0, 2))
+    head = AnswerHead(first.shape[1], len(first), len(last)).to(hidden.dtype)
+    head.load_state_dict({n: file.tensor(f"w.ans_classifier.{n}") for n in head.state_dict()})
+    answers = file.tensor("in_answer_targets", hidden.dtype)
+    logits = head(pair_vector(joint, hidden, int(scalar(file, "par_len_vis_input")), "product"))
+    hits = answers.gather(1, logits.argmax(1, keepdim=True))[:, 0].numpy()
+    kinds = np.array(["closed", "open"])[file["in_answer_type"]]
+    accuracy = {name: np.nanmean(column) for name, column in accuracy_columns(hits, kinds).items()}
+    return {
+        "out_vqa_loss": answer_loss(logits, answers, binary=True),
+        "out_vqa_acc": accuracy["accuracy"],
+        "out_closed_acc": accuracy["accuracy/closed"],
+        "out_open_acc": accuracy["accuracy/open"],
     }
