@@ -600,7 +600,7 @@ def decode(file: Vector) -> Results:
     departure="the file's stub of a CNN; the position of [SEP] and the layer norms' epsilon are set by the adapter",
 )
 def finetune_vqa_loss(file: Vector) -> Results:
-    _, _, hidden = last_states(file, "bi")
+    _, joint, hidden = last_states(file, "bi")
     first, last = (file.tensor(f"w.ans_classifier.{n}.weight") for n in (0, 2))
     head = AnswerHead(first.shape[1], len(first), len(last)).to(hidden.dtype)
     head.load_state_dict({n: file.tensor(f"w.ans_classifier.{n}") for n in head.state_dict()})
@@ -612,6 +612,6 @@ def finetune_vqa_loss(file: Vector) -> Results:
     return {
         "out_vqa_loss": answer_loss(logits, answers, binary=True),
         "out_vqa_acc": accuracy["accuracy"],
-        "out_closed_acc": accuracy["accuracy/closed"],
-        "out_open_acc": accuracy["accuracy/open"],
+        "out_closed_acc": accuracy.get("accuracy/closed", np.nan),
+        "out_open_acc": accuracy.get("accuracy/open", np.nan),
     }

@@ -4,12 +4,13 @@ R rows are written at a time (B reports, each with K beams); there is a loop ove
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.joint import JointEncoder, attention_mask
@@ -90,12 +91,14 @@ class JointWriter(Writer):
             ids = torch.stack([last, torch.full_like(last, tokenizer.mask)], 1)
             place = 0 if self.pair_positions else self.written
             places = self.places[place : place + 2].expand(rows, -1)
-            x = self.text.bert.embeddings(ids, token_type_ids=torch.ones_like(ids), position_ids=places)
+            embeddings: Any = self.text.bert.embeddings
+            x = embeddings(ids, token_type_ids=torch.ones_like(ids), position_ids=places)
             seen = torch.ones(1, 2, self.past[0][0].shape[2] + 2, dtype=torch.bool, device=device)
             seen[:, 0, -1] = False
             self.written += 1
         # The keys and values of the [MASK], the last of them, are not kept.
-        hidden, past = through(self.text.bert.encoder.layer, x, self.past, seen[:, None])
+        layers: Any = self.text.bert.encoder.layer
+        hidden, past = through(layers, x, self.past, seen[:, None])
         self.past = [(k[:, :, :-1], v[:, :, :-1]) for k, v in past]
         if last is None and not self.joint.crosses:
             self.written = 1
@@ -108,7 +111,7 @@ class JointWriter(Writer):
 
 
 def through(
-    layers: nn.ModuleList, x: Float[Tensor, "R Q D"], past: list[tuple[Tensor, Tensor]], seen: Bool[Tensor, "_ 1 Q S"]
+    layers: Iterable[Any], x: Float[Tensor, "R Q D"], past: list[tuple[Tensor, Tensor]], seen: Bool[Tensor, "_ 1 Q S"]
 ) -> tuple[Float[Tensor, "R Q D"], list[tuple[Tensor, Tensor]]]:
     """BERT's layers in eval mode over Q new tokens, whose queries also see the keys and values of those before.
 
@@ -123,18 +126,17 @@ def through(
     """
     kept = []
     for number, layer in enumerate(layers):
-        attention = layer.attention.self  # type: ignore[union-attr]
-        heads = (attention.num_attention_heads, attention.attention_head_size)  # type: ignore[union-attr]
+        attention = layer.attention.self
+        heads = (attention.num_attention_heads, attention.attention_head_size)
         q, k, v = (
-            part(x).unflatten(-1, heads).transpose(1, 2)
-            for part in (attention.query, attention.key, attention.value)  # type: ignore[union-attr,operator]
+            part(x).unflatten(-1, heads).transpose(1, 2) for part in (attention.query, attention.key, attention.value)
         )
         if past:
             k, v = (torch.cat([old, new], 2) for old, new in zip(past[number], (k, v), strict=True))
         kept.append((k, v))
         context = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
-        x = layer.attention.output(context, x)  # type: ignore[union-attr,operator]
-        x = layer.output(layer.intermediate(x), x)  # type: ignore[operator]
+        x = layer.attention.output(context, x)
+        x = layer.output(layer.intermediate(x), x)
     return x, kept
 
 
@@ -269,8 +271,8 @@ def beam_search(
         best = torch.maximum(best, scores.masked_fill(~ended, -torch.inf).amax(1))
         if not to_the_end and bool((scores.masked_fill(ended, -torch.inf).amax(1) <= best).all()):
             break
-    every = [torch.stack(part, 1) for part in zip(*trace, strict=True)]
-    return Beams(_backtrack(*every, end, pad), *every)
+    scores, words, parents = (torch.stack(part, 1) for part in zip(*trace, strict=True))
+    return Beams(_backtrack(scores, words, parents, end, pad), scores, words, parents)
 
 
 def _backtrack(
