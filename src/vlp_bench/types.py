@@ -101,6 +101,18 @@ class LabelledBatch(_Movable):
 
 
 @dataclass(frozen=True, slots=True)
+class WordsBatch(_Movable):
+    """B images with a text each: a question with the score of each of A answers, or a report (A is 0) to be written."""
+
+    image: UInt8[Tensor, "B 1 H W"]
+    text: Tokens
+    answers: Float[Tensor, "B A"]
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+
+@dataclass(frozen=True, slots=True)
 class ImageFeatures(_Movable):
     """What a vision backbone says of B images.
 

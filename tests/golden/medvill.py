@@ -9,28 +9,23 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import PENDING, Results, Vector, adapter
+from harness import Results, Vector, adapter, default_tolerance
 from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.data.tokenization import Tokenizer
+from vlp_bench.encoders.generation import JointWriter, beam_search, greedy
 from vlp_bench.encoders.joint import attention_mask, sample_features
 from vlp_bench.encoders.text import TextBackbone
-from vlp_bench.losses.masked_language import IGNORE, mask_words, masked_language_loss
+from vlp_bench.losses.masked_language import IGNORE, hide_to_write, mask_words, masked_language_loss, writing_loss
 from vlp_bench.losses.matching import choose_reports, label_sets_differ, matching_loss
 from vlp_bench.methods.medvill_official import JointEncoderOfficial
+from vlp_bench.metrics.classification import averaged_scores
+from vlp_bench.metrics.labels import published_label_metrics
+from vlp_bench.metrics.language import PUBLISHED_WEIGHTS, bleu, bleu_statistics
 from vlp_bench.metrics.retrieval import relevance_columns
-
-for stem, reason in {
-    "bleu": "report generation is not written yet",
-    "classification": "classification from image and report is not written yet",
-    "decode": "report generation is not written yet",
-    "finetune_report_loss": "report generation is not written yet",
-    "finetune_samples": "report generation is not written yet",
-    "finetune_vqa_loss": "visual question answering is not written yet",
-    "label_metrics": "report generation is not written yet",
-}.items():
-    PENDING[f"medvill/{stem}"] = reason
+from vlp_bench.tasks.classification import masked_loss, positive_weight
+from vlp_bench.tasks.vqa import AnswerHead, accuracy_columns, answer_loss, pair_vector
 
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 
@@ -380,3 +375,243 @@ def retrieval_metrics(file: Vector) -> Results:
             for name in ("recall", "precision"):
                 results[f"out_{name}@{k}_rounded3_{group}"] = np.round(columns[f"{name}@{k}"].mean(), 3)
     return results
+
+
+@adapter(
+    "medvill/bleu",
+    compared=("sets",),
+    component="BLEU of generated reports",
+    departure="as published: texts as they are, cut at single blanks, the thirds of BLEU-3 rounded; equal to 1e-12",
+)
+def corpus_bleu(file: Vector) -> Results:
+    weights = {f"bleu{n}": [*w, *[0] * (4 - n)] for n, w in enumerate(PUBLISHED_WEIGHTS, 1)}
+    assert file["weights"].item() == weights
+    sets = []
+    for case in file["sets"].tolist():
+        sides = [[text.split(" ") for text in case[side]] for side in ("references", "hypotheses")]
+        sums = bleu_statistics(*sides, nltk=True).sum(0)
+        got = {f"bleu{n}": float(bleu(sums, w)) for n, w in enumerate(PUBLISHED_WEIGHTS, 1)}
+        # What the file has where it agrees: objects are compared for equality.
+        sets.append(case | {n: case[n] if math.isclose(v, case[n], abs_tol=1e-12) else v for n, v in got.items()})
+    return {"sets": np.array(sets)}
+
+
+@adapter(
+    "medvill/label_metrics",
+    component="labels of generated reports",
+    departure="as published: 1, 0, -1 and not mentioned are four values",
+)
+def label_metrics(file: Vector) -> Results:
+    scores = published_label_metrics(file["in_hypothesis_labels"], file["in_reference_labels"])
+    return {f"out_{name}": value for name, value in scores.items()}
+
+
+def single_inside(name: str, expected: np.ndarray) -> float | None:
+    """1e-6 of the largest entry for the gradient, which the authors' code computed in float32."""
+    return 1e-6 * float(np.abs(expected).max()) if "grad" in name else default_tolerance(name, expected)
+
+
+@adapter(
+    "medvill/classification", tolerance=single_inside, component="classification: weighted loss, micro and macro scores"
+)
+def classification(file: Vector) -> Results:
+    count, positives = int(scalar(file, "par_train_len")), file.tensor("in_label_freqs")
+    weight = positive_weight((torch.arange(count)[:, None] < positives).float())
+    logits = file.tensor("in_logits").requires_grad_()
+    loss = masked_loss(logits, file.tensor("in_targets").to(logits.dtype), False, weight)
+    scores = averaged_scores(logits.detach().sigmoid(), file["in_targets"])
+    names = {"auroc": "roc_auc", "f1": "f1"}
+    return {
+        "out_pos_weight": weight,
+        "out_loss": loss,
+        "out_grad_logits": torch.autograd.grad(loss, logits)[0],
+        **{f"out_{average}_{names[n]}": scores[f"{n}_{average}"] for n in names for average in ("micro", "macro")},
+    }
+
+
+@adapter(
+    "medvill/finetune_samples",
+    compared=("cases",),
+    component="hiding of word pieces in fine-tuning",
+    departure="draws of the seed are fed; a report that is too long is cut, and padded, by the adapter",
+)
+def finetune_samples(file: Vector) -> Results:
+    cases = []
+    for case in file["cases"].tolist():
+        draws = random.Random(case["python_random_seed"])
+        report = [int(piece.removeprefix("w")) for piece in case["tokens_b"]]
+        while len(report) > case["max_len_b"]:
+            report.pop(0 if draws.random() < 0.5 else -1)
+        words, front = torch.tensor([[*report, 2]]), case["len_vis_input"] + 2
+        order = list(range(words.shape[1]))
+        draws.shuffle(order)
+        shown, places, counted = hide_to_write(
+            words,
+            torch.ones_like(words).bool(),
+            torch.tensor([order]).argsort().double(),
+            torch.tensor([1 - draws.random()]),
+            mask_id=3,
+            share=case["mask_prob"],
+            most=case["max_pred"],
+            end_share=0.5,
+        )
+        missing = case["max_len_b"] + 1 - words.shape[1]
+        asked = counted[0].tolist() + [False] * (case["max_pred"] - counted.shape[1])
+        at = places[0].tolist() + [0] * (len(asked) - places.shape[1])
+        cases.append(
+            case
+            | {
+                "input_ids": [1, *[4] * case["len_vis_input"], 2, *shown[0].tolist(), *[0] * missing],
+                "segment_ids": [*[0] * front, *[1] * words.shape[1], *[0] * missing],
+                "masked_ids": [int(words[0, p]) if a else 0 for p, a in zip(at, asked, strict=True)],
+                "masked_pos": [front + p if a else 0 for p, a in zip(at, asked, strict=True)],
+                "masked_weights": [int(a) for a in asked],
+            }
+        )
+    return {"cases": np.array(cases)}
+
+
+class Finetuned(JointEncoderOfficial):
+    """The authors' model of fine-tuning is another copy, where the image's [SEP] has the position behind its tokens."""
+
+    def language_positions(self, text_tokens: int, device: torch.device | None = None) -> Tensor:
+        positions = super().language_positions(text_tokens, device)
+        positions[1] = self.separator
+        return positions
+
+
+def finetuned(file: Vector, prefix: str, image_tokens: int) -> tuple[TextBackbone, Finetuned, Tensor]:
+    """BERT and joint encoder of a file, and the features of its images; [PAD] [CLS] [SEP] [MASK] [UNK] are 0 to 4."""
+    weights = {n.removeprefix(f"w.{prefix}").removeprefix("w."): file.tensor(n) for n in file.names(r"^w\.")}
+    words, project = weights["txt_embeddings.word_embeddings.weight"], weights["img_embeddings.img_embeddings.weight"]
+    layers = 1 + max(int(n.split(".")[2]) for n in weights if n.startswith("encoder.layer."))
+    positions = len(weights["txt_embeddings.position_embeddings.weight"])
+    architecture = {
+        "hidden_size": words.shape[1],
+        "num_hidden_layers": layers,
+        "num_attention_heads": int(scalar(file, "par_num_heads")),
+        "intermediate_size": len(weights["encoder.layer.0.intermediate.dense.weight"]),
+        "max_position_embeddings": positions,
+        "layer_norm_eps": 1e-5,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "vocab.txt").write_text("\n".join(vocabulary(len(words))))
+        text = TextBackbone("small", vocab=str(Path(folder) / "vocab.txt"), architecture=architecture)
+    joint = Finetuned(project.shape[1], words.shape[1], positions, len(words))
+    joint.separator = image_tokens + 1
+    text, joint = text.to(words.dtype).eval(), joint.to(words.dtype).eval()
+    here = {
+        "txt_embeddings.": "embeddings.",
+        "encoder.": "encoder.",
+    }
+    text.bert.load_state_dict({ours: weights[theirs] for theirs, ours in renamed(list(weights), here).items()})
+    ours = joint.state_dict()
+    for ours_name, theirs in {
+        "project": "img_embeddings.img_embeddings",
+        "transform.0": "cls.predictions.transform.dense",
+        "transform.2": "cls.predictions.transform.LayerNorm",
+        "pooler": "pooler.dense",
+    }.items():
+        for kind in ("weight", "bias"):
+            if f"{theirs}.{kind}" in weights:
+                ours[f"{ours_name}.{kind}"] = weights[f"{theirs}.{kind}"]
+    ours["bias"] = weights.get("cls.predictions.bias", ours["bias"])
+    joint.load_state_dict(ours)
+    assert torch.equal(weights.get("cls.predictions.decoder.weight", words), words)
+    stub = {n: weights[f"img_encoder.c.{n}"] for n in ("weight", "bias")}
+    cells = F.conv2d(file.tensor("in_image"), **stub, stride=stub["weight"].shape[-1]).flatten(2).transpose(1, 2)
+    assert cells.shape[1] == image_tokens
+    return text, joint, cells
+
+
+def last_states(file: Vector, kind: str) -> tuple[TextBackbone, Finetuned, Tensor]:
+    count = int(scalar(file, "par_len_vis_input"))
+    text, joint, cells = finetuned(file, "", count)
+    words = file.tensor("in_input_ids")[:, count + 2 :]
+    real = words != text.tokenizer.pad
+    mask = attention_mask(kind, count, real)
+    assert torch.equal(mask, file.tensor("in_attn_mask").bool())
+    joint.open_padding = False
+    places = torch.arange(count).expand(len(words), -1)
+    return text, joint, joint(text, cells, places, words, real, kind)
+
+
+@adapter(
+    "medvill/finetune_report_loss",
+    component="loss of writing in fine-tuning",
+    departure="the file's stub of a CNN; the position of [SEP] and the layer norms' epsilon are set by the adapter",
+)
+def finetune_report_loss(file: Vector) -> Results:
+    text, joint, hidden = last_states(file, "s2s")
+    places, counted = file.tensor("in_masked_pos"), file.tensor("in_masked_weights").bool()
+    asked = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[2]))
+    arguments = (joint.predict(text, asked), file.tensor("in_masked_ids"), counted)
+    return {
+        "out_masked_lm_loss_drop0": writing_loss(*arguments),
+        "out_masked_lm_loss_drop034": writing_loss(*arguments, scalar(file, "par_drop_worst_ratio")),
+    }
+
+
+@adapter(
+    "medvill/decode",
+    component="decoding, greedy and with beams",
+    departure="the file's stub of a CNN; as published: true words are read in greedy decoding, positions are 0 and 1",
+)
+def decode(file: Vector) -> Results:
+    count = file["in_input_ids"].shape[1] - 2
+    text, joint, cells = finetuned(file, "bert.", count)
+    true, tokenizer = file.tensor("in_gt_token"), text.tokenizer
+    end, pad, longest = int(scalar(file, "par_eos_id")), tokenizer.pad, true.shape[1]
+    assert tokenizer.mask == int(scalar(file, "par_mask_id"))
+    with torch.no_grad():
+        writer = JointWriter(joint, text, cells, pair_positions=True)
+        steps: list[Tensor] = []
+        plain = writer.step
+        writer.step = lambda last: steps.append(plain(last)) or steps[-1]
+        words, scores = greedy(writer, end, pad, longest, reference=true, to_the_end=True)
+        logits = torch.stack(steps, 1)
+        kept = true != pad
+        loss = F.cross_entropy(logits[kept], true[kept])
+        writer = JointWriter(joint, text, cells, pair_positions=True)
+        found = beam_search(writer, 1, int(scalar(file, "par_beam")), end, pad, longest, to_the_end=True)
+    assert scalar(file, "par_length_penalty") == 0
+
+    def filled(values: Tensor, like: str) -> Tensor:
+        out = torch.zeros(file[like].shape, dtype=values.dtype)
+        out[:, : values.shape[1]] = values
+        return out
+
+    return {
+        "out_greedy_ids": words,
+        "out_greedy_scores": scores,
+        "out_logits": logits,
+        "out_masked_lm_loss": loss,
+        "out_perplexity": loss.exp(),
+        "out_beam3_pred_seq": filled(found.report, "out_beam3_pred_seq"),
+        "out_beam3_scores": filled(found.scores, "out_beam3_scores"),
+        "out_beam3_wids": filled(found.words, "out_beam3_wids"),
+        "out_beam3_ptrs": filled(found.parents, "out_beam3_ptrs"),
+    }
+
+
+@adapter(
+    "medvill/finetune_vqa_loss",
+    component="answers: loss and accuracy",
+    departure="the file's stub of a CNN; the position of [SEP] and the layer norms' epsilon are set by the adapter",
+)
+def finetune_vqa_loss(file: Vector) -> Results:
+    _, joint, hidden = last_states(file, "bi")
+    first, last = (file.tensor(f"w.ans_classifier.{n}.weight") for n in (0, 2))
+    head = AnswerHead(first.shape[1], len(first), len(last)).to(hidden.dtype)
+    head.load_state_dict({n: file.tensor(f"w.ans_classifier.{n}") for n in head.state_dict()})
+    answers = file.tensor("in_answer_targets", hidden.dtype)
+    logits = head(pair_vector(joint, hidden, int(scalar(file, "par_len_vis_input")), "product"))
+    hits = answers.gather(1, logits.argmax(1, keepdim=True))[:, 0].numpy()
+    kinds = np.array(["closed", "open"])[file["in_answer_type"]]
+    accuracy = {name: np.nanmean(column) for name, column in accuracy_columns(hits, kinds).items()}
+    return {
+        "out_vqa_loss": answer_loss(logits, answers, binary=True),
+        "out_vqa_acc": accuracy["accuracy"],
+        "out_closed_acc": accuracy.get("accuracy/closed", np.nan),
+        "out_open_acc": accuracy.get("accuracy/open", np.nan),
+    }

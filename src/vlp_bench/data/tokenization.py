@@ -106,6 +106,17 @@ class Tokenizer:
         ids, word, sentence = (np.concatenate([getattr(p, k) for p in parts]) for k in ("ids", "word", "sentence"))
         return Pieces(ids, word, sentence, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
+    def decode(self, ids: np.ndarray) -> list[str]:
+        """Texts of word pieces (N, T), each up to its first [SEP] or padding, without special tokens."""
+        return [self._join([i for i in row if i not in (self.cls, self.mask)]) for row in self._until_end(ids)]
+
+    def _until_end(self, ids: np.ndarray) -> list[list[int]]:
+        over = np.maximum.accumulate((ids == self.sep) | (ids == self.pad), axis=1)
+        return [row[~end].tolist() for row, end in zip(ids, over, strict=True)]
+
+    def _join(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
     def _split(self, sentences: Sequence[str]) -> Sequence[Any]:
         """For each sentence the `ids` of its pieces, and in `word_ids` the word that each is part of."""
         return self._tokenizer.encode_batch(sentences, add_special_tokens=False)
@@ -163,6 +174,9 @@ class SentencePieces(Tokenizer):
     def fingerprint(self) -> str:
         """Twelve hex digits that change with the model."""
         return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()[:12]
+
+    def _join(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
 
     def _split(self, sentences: Sequence[str]) -> Sequence[Any]:
         plain = [unicodedata.normalize("NFKD", s.lower()) for s in sentences]

@@ -53,3 +53,63 @@ def masked_language_loss(
     processes, is then that of one process with the joined batch.
     """
     return F.cross_entropy(logits, pieces, reduction="sum") / count
+
+
+def hide_to_write(
+    words: Int[Tensor, "B T"],
+    real: Bool[Tensor, "B T"],
+    draw: Float[Tensor, "B T"],
+    end: Float[Tensor, "B"],
+    mask_id: int,
+    share: float = 0.15,
+    most: int | None = None,
+    end_share: float = 0.0,
+) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Hide word pieces as MedViLL's code does to learn to write: all of them by [MASK], the final [SEP] among them.
+
+    There, `most` is 3 and `end_share` one half.
+
+    Args:
+        words: word pieces and [SEP], padded, int64.
+        real: False on padding.
+        draw: uniform; of each text, the pieces with the lowest are hidden.
+        end: uniform in [0, 1).
+        mask_id: of [MASK].
+        share: of a text's pieces that are hidden, at least one.
+        most: how many are hidden at most; None is no limit.
+        end_share: how often the last of them is the final [SEP] instead, which may then be asked for twice.
+
+    Returns:
+        the pieces as the model sees them, up to M places that are hidden in each text, and which of the M count.
+    """
+    length = real.sum(1)
+    count = (share * length.to(draw.dtype)).round().long().clamp(min=1, max=most)
+    width = max(1, min(round(share * words.shape[1]) + 1, words.shape[1] if most is None else most))
+    places = draw.masked_fill(~real, torch.inf).argsort(1)[:, :width]
+    number = torch.arange(width, device=words.device)
+    forced = (end < end_share)[:, None] & (number == count[:, None] - 1)
+    places = torch.where(forced, length[:, None] - 1, places)
+    counted = number < count[:, None]
+    # A place may stand twice among the M, once without counting: what counts wins.
+    hidden = torch.zeros_like(words).scatter_add(1, places, counted.long()) > 0
+    return words.masked_fill(hidden, mask_id), places, counted
+
+
+@full_precision
+def writing_loss(
+    logits: Float[Tensor, "B M W"], pieces: Int[Tensor, "B M"], counted: Bool[Tensor, "B M"], drop_worst: float = 0.0
+) -> Float[Tensor, ""]:
+    """Cross-entropy of the hidden pieces that count, as MedViLL's code has it in fine-tuning.
+
+    Args:
+        logits: at the hidden places.
+        pieces: what is hidden there, int64.
+        counted: which of the places count.
+        drop_worst: share of the texts that are left out, those with the largest loss.
+
+    Returns:
+        the sum over the kept texts, divided by the number of their places that count (1e-5 added, as there).
+    """
+    terms = F.cross_entropy(logits.transpose(1, 2), pieces, reduction="none") * counted
+    kept = terms.sum(1).topk(int(len(terms) * (1 - drop_worst)), largest=False)
+    return kept.values.sum() / (counted[kept.indices].sum() + 1e-5)

@@ -4,7 +4,7 @@ Images of one patient resemble each other, so a resample draws patients, never s
 drawn patient counts as often as the patient was drawn.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,35 @@ def entry(value: float, resampled: NDArray, n: int) -> Entry:
     return {"value": float(value), "low": float(low), "high": float(high), "n": int(n)}
 
 
+def over_patients(
+    rows: ArrayLike, patients: ArrayLike, measure: Callable[[NDArray], NDArray], resamples: int, seed: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Measure something that depends on sums over items alone, on the data and in resamples of its patients.
+
+    Args:
+        rows: (N, K) what each item adds.
+        patients: (N,) patient of every item.
+        measure: (..., K) sums to (..., M) values; nan where the sums leave one undefined.
+        resamples: number of resamples R.
+        seed: seed of the bootstrap.
+
+    Returns:
+        (M,) values and (R, M) values in the resamples, for `entry`.
+
+    Raises:
+        ValueError: if there are not as many patients as items, or none.
+    """
+    rows, groups = np.asarray(rows, np.float64), Patients.of(patients)
+    if len(groups.index) != len(rows):
+        raise ValueError(f"{len(groups.index)} patients for {len(rows)} items")
+    sums = groups.sums(rows)
+    values = np.asarray(measure(sums.sum(axis=0)), np.float64)
+    resampled = np.full((resamples, *values.shape), np.nan)
+    for where, counts in patient_counts(groups.count, resamples, seed):
+        resampled[where] = measure(counts @ sums)
+    return values, resampled
+
+
 def mean_entries(
     columns: Mapping[str, ArrayLike], patients: ArrayLike, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Entry]:
@@ -134,16 +163,13 @@ def mean_entries(
     Raises:
         ValueError: lengths that differ.
     """
-    groups = Patients.of(patients)
     values = np.stack([np.asarray(v, np.float64) for v in columns.values()], axis=1)
-    if len(values) != len(groups.index):
-        raise ValueError(f"{len(groups.index)} patients for {len(values)} items")
     known = ~np.isnan(values)
-    sums, counted = groups.sums(np.where(known, values, 0.0)), groups.sums(known)
-    resampled = np.full((resamples, len(columns)), np.nan)
-    for rows, counts in patient_counts(groups.count, resamples, seed):
-        total = counts @ counted
-        resampled[rows] = np.divide(counts @ sums, total, out=np.full(total.shape, np.nan), where=total > 0)
-    n = known.sum(0)
-    point = np.divide(sums.sum(0), n, out=np.full(n.shape, np.nan), where=n > 0)
-    return {name: entry(float(point[i]), resampled[:, i], int(n[i])) for i, name in enumerate(columns)}
+
+    def mean(sums: NDArray) -> NDArray:
+        top, n = np.split(sums, 2, axis=-1)
+        return np.divide(top, n, out=np.full(n.shape, np.nan), where=n > 0)
+
+    rows = np.concatenate([np.where(known, values, 0.0), known], axis=1)
+    point, resampled = over_patients(rows, patients, mean, resamples, seed)
+    return {name: entry(float(point[i]), resampled[:, i], int(known[:, i].sum())) for i, name in enumerate(columns)}

@@ -357,3 +357,29 @@ def _mean(values: NDArray) -> NDArray[np.float64]:
     """Average over the first axis, leaving out nan; nan where nothing is left."""
     known = np.isfinite(values)
     return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
+
+
+def averaged_scores(probabilities: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> dict[str, float]:
+    """Micro and macro AUROC and F1 at one threshold for all labels, as MedViLL's code measures classification.
+
+    Args:
+        probabilities: (N, L).
+        targets: (N, L) of 0 and 1, each label with both.
+        threshold: from which a label is called.
+
+    Returns:
+        `auroc_micro` and `f1_micro` of all decisions together, `auroc_macro` and `f1_macro` the means over labels (0
+        for a label that is neither called nor there).
+    """
+    from sklearn.metrics import f1_score, roc_auc_score
+
+    probabilities, targets = np.asarray(probabilities, np.float64), np.asarray(targets).astype(int)
+    called = (probabilities >= threshold).astype(int)
+    return {
+        f"{name}_{average}": float(value)
+        for average in ("micro", "macro")
+        for name, value in (
+            ("auroc", roc_auc_score(targets, probabilities, average=average)),
+            ("f1", f1_score(targets, called, average=average, zero_division=0)),
+        )
+    }

@@ -13,6 +13,17 @@ METRIC_NAMES = {
     "iou": "IoU",
     "mrr": "mean reciprocal rank",
     "median_rank": "median rank",
+    "perplexity": "perplexity",
+    "perplexity_per_report": "perplexity of a report",
+    "rouge_l": "ROUGE-L",
+    **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},
+    "label_f1": "F1 of findings",
+    "label_accuracy": "accuracy of findings",
+    "label_precision": "precision of findings",
+    "label_recall": "recall of findings",
+    "label_f1_micro": "F1 of all findings together",
+    "label_precision_micro": "precision of all findings together",
+    "label_recall_micro": "recall of all findings together",
     "i2t": "image to text",
     "t2i": "text to image",
 }
@@ -20,7 +31,7 @@ METRIC_NAMES = {
 
 def rises(metric: str) -> bool:
     """Tell whether more is better."""
-    return not re.search(r"rank|loss|error|hausdorff", metric.rsplit("/", 1)[-1])
+    return not re.search(r"rank|loss|error|hausdorff|perplexity", metric.rsplit("/", 1)[-1])
 
 
 def number(value: float | None, metric: str) -> str:

@@ -54,7 +54,8 @@ class Target:
         self.labels = list(names)
         values = store.image_labels.copy()
         values[values == -1] = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[uncertain]
-        self.targets = np.stack([self._column(values, label) for label in names.values()], axis=1)
+        columns = [self._column(values, label) for label in names.values()]
+        self.targets = np.stack(columns, axis=1) if columns else np.zeros((len(values), 0), np.float32)
         known = ~np.isnan(self.targets)
         self._usable = (known.all(1) if kind != "multilabel" else known.any(1)) & (
             store.images["frontal"].to_numpy() if views == "frontal" else True
@@ -98,13 +99,14 @@ class Target:
                 f"images ({', '.join(self.labels[:6])}): nothing can be measured."
             )
 
-    def subset(self, fraction: float, draw: int, by: str = "patient") -> np.ndarray:
+    def subset(self, fraction: float, draw: int, by: str = "patient", rows: np.ndarray | None = None) -> np.ndarray:
         """Training rows of a share of the patients; for one draw, smaller shares lie inside larger ones.
 
         Args:
             fraction: the share.
             draw: which of the subsets of that size.
             by: `image` draws images whoever they are of, as the published subsets do.
+            rows: the training rows there are; None takes those with a target.
 
         Raises:
             UserError: a fraction outside (0, 1], or another `by`.
@@ -113,7 +115,7 @@ class Target:
             raise UserError(f"label_fraction={fraction}: expected a share above 0 and at most 1.")
         if by not in ("patient", "image"):
             raise UserError(f"subset={by}: expected patient or image.")
-        rows = self.rows("train")
+        rows = self.rows("train") if rows is None else rows
         patients = rows if by == "image" else self.store.images["patient_id"].to_numpy()[rows]
         order = np.random.default_rng(draw).permutation(np.unique(patients))
         chosen = order[: max(1, round(fraction * len(order)))]
@@ -141,9 +143,9 @@ class Cell:
     trainer: Callable[..., Any]
     subset: str = "patient"
 
-    def train_rows(self) -> np.ndarray:
-        """Image rows whose labels may be used for training."""
-        return self.target.subset(self.label_fraction, self.draw, self.subset)
+    def train_rows(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Image rows that may be used for training, of those with labels or of `rows`."""
+        return self.target.subset(self.label_fraction, self.draw, self.subset, rows)
 
     @property
     def image_size(self) -> int:

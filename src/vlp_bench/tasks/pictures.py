@@ -46,11 +46,16 @@ def attention(cell: Cell, count: int) -> list[Picture]:
     ]
 
 
+def radiograph(cell: Cell, row: int) -> np.ndarray:
+    """An image row as the network sees it, enlarged, BGR."""
+    gray = cv2.resize(cell.pixels(np.array([row]))[0, 0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
+    return cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+
+
 def _panel(cell: Cell, row: int, grid: np.ndarray) -> np.ndarray:
     """The image with its true boxes, and the image under its map, side by side, BGR."""
     span = round((cell.target.store.size - cell.image_size) / 2)
-    gray = cv2.resize(cell.pixels(np.array([row]))[0, 0].numpy(), (SIDE, SIDE), interpolation=cv2.INTER_CUBIC)
-    plain = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)
+    plain = radiograph(cell, row)
     low, high = np.quantile(grid, [0.05, 0.95])
     heat = np.clip((grid - low) / max(high - low, 1e-6), 0, 1).astype(np.float32)
     heat = cv2.resize(heat, (SIDE, SIDE), interpolation=cv2.INTER_LINEAR)
