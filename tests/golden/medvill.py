@@ -25,7 +25,8 @@ from vlp_bench.metrics.labels import published_label_metrics
 from vlp_bench.metrics.language import PUBLISHED_WEIGHTS, bleu, bleu_statistics
 from vlp_bench.metrics.retrieval import relevance_columns
 from vlp_bench.tasks.classification import masked_loss, positive_weight
-from vlp_bench.tasks.vqa import AnswerHead, accuracy_columns, answer_loss, pair_vector
+from vlp_bench.tasks.vqa import AnswerHead, accuracy_columns, answer_loss
+from vlp_bench.tasks.words import pair_vector
 
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
 

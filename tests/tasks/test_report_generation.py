@@ -64,7 +64,10 @@ def test_every_backbone_can_write(which, bundles, cell_of):
     assert table["true"].iloc[3] == " ".join(TextForm("longer", "none").sentences(study))
     pictures = list(made.pictures(cell, outcome, 2))
     assert [p.image.ndim for p in pictures] == [3, 3]
-    assert outcome.facts["nearest_neighbour"].keys() == outcome.metrics.keys() - {"perplexity", "perplexity_per_report"}
+    assert outcome.facts["baselines"]["nearest training report"].keys() == outcome.metrics.keys() - {
+        "perplexity",
+        "perplexity_per_report",
+    }
 
 
 def test_trivial_report_and_words(bundles, cell_of):

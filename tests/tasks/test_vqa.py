@@ -11,7 +11,8 @@ from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.errors import UserError
 from vlp_bench.metrics.bootstrap import mean_entries
 from vlp_bench.tasks import vqa as module
-from vlp_bench.tasks.vqa import VQA, Answerer, accuracy_columns, answer_loss, pair_vector, questions, soft_targets
+from vlp_bench.tasks.vqa import VQA, Answerer, accuracy_columns, answer_loss, questions, soft_targets
+from vlp_bench.tasks.words import pair_vector
 
 SHORT = ["task=vqa", "adaptation=probe", "adaptation.epochs=2", "adaptation.batch_size=32"]
 

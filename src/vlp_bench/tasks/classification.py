@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.classification import (
+    averaged_scores,
     choose_thresholds,
     classification_metrics,
     macro_auroc,
@@ -20,7 +21,8 @@ from vlp_bench.metrics.classification import (
 )
 from vlp_bench.tasks.base import Cell, Outcome, Task
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
-from vlp_bench.types import LabelledBatch
+from vlp_bench.tasks.words import WordsDataset, joint_vector
+from vlp_bench.types import LabelledBatch, WordsBatch
 
 
 class Classification(Task):
@@ -31,16 +33,25 @@ class Classification(Task):
         positive_weight: weigh the positives of each label by its negatives over its positives, where a layer is
             trained by steps.
         thresholds: `validation`, or the number that a paper took for all labels.
+        reads: `image`, or `both`: a joint encoder also reads the report, from which the labels may have come (MedViLL).
 
     Raises:
-        UserError: thresholds that are neither.
+        UserError: an unknown option.
     """
 
-    def __init__(self, primary: str, positive_weight: bool = False, thresholds: str | float = "validation") -> None:
+    def __init__(
+        self,
+        primary: str,
+        positive_weight: bool = False,
+        thresholds: str | float = "validation",
+        reads: str = "image",
+    ) -> None:
         super().__init__(primary)
+        if reads not in ("image", "both"):
+            raise UserError(f"task.reads={reads}: expected image or both.")
         if thresholds != "validation" and not isinstance(thresholds, int | float):
             raise UserError(f"task.thresholds={thresholds}: expected validation, or a number.")
-        self.positive_weight, self.thresholds = positive_weight, thresholds
+        self.positive_weight, self.thresholds, self.reads = positive_weight, thresholds, reads
 
     def run(self, cell: Cell) -> Outcome:
         """Adapt, choose, measure.
@@ -52,14 +63,18 @@ class Classification(Task):
         train, val, test = cell.train_rows(), target.rows("val"), target.rows(cell.split)
         target.require_both_classes(test, cell.split)
         target.require_both_classes(target.rows("train"), "train")
+        if self.reads == "both":
+            _require_joint(cell)
         if cell.adaptation["cached"]:
             val_scores, scores, facts = _probe_cached(cell, train, val, test)
         else:
-            val_scores, scores, facts = _train(cell, train, val, test, self.positive_weight)
+            val_scores, scores, facts = _train(cell, train, val, test, self)
         if isinstance(self.thresholds, str):
             thresholds = choose_thresholds(val_scores, target.targets[val])
         else:
             thresholds = np.full(len(target.labels), float(self.thresholds))
+            if not np.isnan(target.targets[test]).any():
+                facts["averages"] = averaged_scores(scores, target.targets[test], float(self.thresholds))
         patients = target.patients(test)
         common: dict[str, Any] = {"labels": target.labels, "kind": target.kind, "resamples": cell.resamples}
         return Outcome(
@@ -141,7 +156,7 @@ def _probe_cached(
             best = (loss, penalty, weight, bias)
     assert best is not None
     _, penalty, weight, bias = best
-    scores = [_probabilities(x[k] @ weight + bias, multiclass) for k in ("val", "test")]
+    scores = [_probabilities(x[k] @ weight + bias, multiclass).float().numpy() for k in ("val", "test")]
     return scores[0], scores[1], {"penalty": penalty}
 
 
@@ -150,21 +165,22 @@ def _spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[
     return features.mean(0), features.std(0, correction=0).clamp(min=1e-6)
 
 
-def _probabilities(logits: Tensor, multiclass: bool) -> np.ndarray:
-    return (logits.softmax(-1) if multiclass else logits.sigmoid()).float().numpy()
+def _probabilities(logits: Tensor, multiclass: bool) -> Tensor:
+    return logits.softmax(-1) if multiclass else logits.sigmoid()
 
 
 class Classifier(Adapted):
     """A backbone with a linear layer on its pooled features.
 
     Args:
-        backbone: the image encoder.
+        parts: the pre-trained modules that are read.
+        width: of their vector.
         labels: number of outputs.
         multiclass: softmax instead of a sigmoid per label.
         adaptation: see Adapted.
         positive_weight: (L,) factor on the positives of each label; None is 1.
-        mean: (D,), taken from pooled features before the linear layer.
-        std: (D,), by which they are divided.
+        mean: (D,), taken from the vector before the linear layer.
+        std: (D,), by which it is divided.
     """
 
     positive_weight: Tensor | None
@@ -173,7 +189,8 @@ class Classifier(Adapted):
 
     def __init__(
         self,
-        backbone: VisionBackbone,
+        parts: Mapping[str, nn.Module],
+        width: int,
         labels: int,
         multiclass: bool,
         adaptation: Mapping[str, Any],
@@ -181,24 +198,31 @@ class Classifier(Adapted):
         mean: Tensor | float = 0.0,
         std: Tensor | float = 1.0,
     ) -> None:
-        super().__init__({"vision": backbone}, nn.Linear(backbone.spec.pooled_dim, labels), adaptation)
+        super().__init__(parts, nn.Linear(width, labels), adaptation)
         self.multiclass = multiclass
         self.register_buffer("mean", torch.as_tensor(mean))
         self.register_buffer("std", torch.as_tensor(std))
         self.register_buffer("positive_weight", positive_weight, persistent=False)
 
+    def vector(self, batch: Any) -> Float[Tensor, "B D"]:
+        """What the linear layer sees."""
+        return self.parts["vision"](batch.image).pooled
+
     def forward(self, batch: LabelledBatch) -> Float[Tensor, "B L"]:
         """Logits."""
-        return self.head((self.parts["vision"](batch.image).pooled - self.mean) / self.std)
+        return self.head((self.vector(batch) - self.mean) / self.std)
 
-    def loss(self, batch: LabelledBatch) -> Float[Tensor, ""]:
+    def targets(self, batch: Any) -> Float[Tensor, "B L"]:
+        """Labels of a batch, nan where unknown."""
+        return batch.target
+
+    def loss(self, batch: Any) -> Float[Tensor, ""]:
         """Masked loss."""
-        return masked_loss(self(batch), batch.target, self.multiclass, self.positive_weight)
+        return masked_loss(self(batch), self.targets(batch), self.multiclass, self.positive_weight)
 
-    def predict(self, batch: LabelledBatch) -> tuple[Tensor, Tensor]:
+    def predict(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Probabilities, and the targets."""
-        logits = self(batch).float()
-        return logits.softmax(-1) if self.multiclass else logits.sigmoid(), batch.target
+        return _probabilities(self(batch).float(), self.multiclass), self.targets(batch)
 
     def score(self, predictions: list[tuple[Tensor, Tensor]]) -> float:
         """Macro AUROC."""
@@ -206,18 +230,55 @@ class Classifier(Adapted):
         return macro_auroc(scores, targets)
 
 
-def _train(
-    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray, weighted: bool
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    target, options = cell.target, cell.adaptation
-    weight = positive_weight(torch.from_numpy(target.targets[train])) if weighted else None
-    scale = _spread(torch.from_numpy(cell.features(train))) if options["standardise"] else ()
-    kind = target.kind == "multiclass"
-    model = Classifier(cell.encoders.vision, len(target.labels), kind, options, weight, *scale)
+class JointClassifier(Classifier):
+    """A joint encoder of image and report with a linear layer on its pooled [CLS]."""
 
-    def data(rows: np.ndarray, augment: str | None) -> TargetImages:
-        return TargetImages(target, rows, cell.image_size, cell.seed, augment)
+    def vector(self, batch: WordsBatch) -> Float[Tensor, "B D"]:
+        """The pooled [CLS] over image and report."""
+        return joint_vector(self.parts["vision"], self.parts["text"], self.parts["joint"], batch, "pooled")
+
+    def targets(self, batch: WordsBatch) -> Float[Tensor, "B L"]:
+        """Labels, which travel as answers."""
+        return batch.answers
+
+
+def _require_joint(cell: Cell) -> None:
+    if cell.encoders.joint is None or cell.encoders.joint.pooler is None:
+        raise NotApplicable(
+            f"task.reads=both needs a joint encoder of image and text with a pooled vector, and "
+            f"{cell.encoders.meta.get('name', 'this backbone')} has none. Use task.reads=image."
+        )
+    if cell.adaptation["cached"] or cell.adaptation["standardise"]:
+        raise UserError("task.reads=both is trained by steps: use adaptation=finetune, or standardise=false.")
+
+
+def _train(
+    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray, task: Classification
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    target, options, encoders = cell.target, cell.adaptation, cell.encoders
+    weight = positive_weight(torch.from_numpy(target.targets[train])) if task.positive_weight else None
+    scale = _spread(torch.from_numpy(cell.features(train))) if options["standardise"] else ()
+    form = (len(target.labels), target.kind == "multiclass", options, weight, *scale)
+    if task.reads == "both":
+        assert encoders.text is not None
+        parts = {name: encoders.parts[name] for name in ("vision", "text", "joint")}
+        model: Classifier = JointClassifier(parts, encoders.text.width, *form)
+    else:
+        model = Classifier({"vision": encoders.vision}, encoders.vision.spec.pooled_dim, *form)
+
+    def data(rows: np.ndarray, augment: str | None) -> Dataset:
+        images = TargetImages(target, rows, cell.image_size, cell.seed, augment)
+        return images if task.reads == "image" else _with_reports(cell, images)
 
     facts = fit(cell, model, data(train, options["augment"]), data(val, None))
     found = [torch.cat([p for p, _ in predict(cell, model, data(rows, None))]).numpy() for rows in (val, test)]
     return found[0], found[1], facts
+
+
+def _with_reports(cell: Cell, images: TargetImages) -> WordsDataset:
+    text, store, inputs = cell.encoders.text, cell.target.store, cell.encoders.inputs
+    assert text is not None
+    pieces, _ = store.pieces(text.tokenizer, inputs.form)
+    studies = store.images["study"].to_numpy()[images.rows]
+    labels = cell.target.targets[images.rows]
+    return WordsDataset(images, pieces, studies, text.tokenizer, inputs.max_tokens, labels)

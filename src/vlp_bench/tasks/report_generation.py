@@ -13,7 +13,7 @@ from torch import Tensor
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.data.reports import select_text
 from vlp_bench.data.store import TextForm
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.bootstrap import Entry
 from vlp_bench.metrics.labeler import Labeler, build_labeler
 from vlp_bench.metrics.labels import label_metrics, published_label_metrics
@@ -101,7 +101,7 @@ class ReportGeneration(Task):
             augment = cell.adaptation["augment"]
             facts |= fit(cell, model, self._data(cell, made, train, augment), self._data(cell, made, rows["val"], None))
         elif made.new:
-            raise UserError(
+            raise NotApplicable(
                 f"adaptation={cell.adaptation.get('name')} trains nothing, and "
                 f"{encoders.meta.get('name', 'this backbone')} has nothing that has learnt to write. "
                 "Use adaptation=probe or finetune."
@@ -116,7 +116,7 @@ class ReportGeneration(Task):
             | measured([Counter(before).most_common(1)[0][0]] * len(test)),
             self._predictions(cell, test, written, measured.true, loss / count),
             [],
-            facts | {"nearest_neighbour": _values(measured([before[i] for i in nearest]))},
+            facts | {"baselines": {"nearest training report": measured([before[i] for i in nearest])}},
         )
 
     def _rows(self, cell: Cell, made: Author, split: str) -> np.ndarray:
@@ -244,7 +244,3 @@ def _nearest(cell: Cell, train: np.ndarray, test: np.ndarray) -> Sequence[int]:
     """For each test image the training image with the most similar pooled feature, as pre-trained."""
     known, asked = (torch.nn.functional.normalize(torch.from_numpy(cell.features(r)), dim=1) for r in (train, test))
     return torch.cat([(part @ known.T).argmax(1) for part in asked.split(1024)]).tolist()
-
-
-def _values(metrics: Mapping[str, Entry]) -> dict[str, float | None]:
-    return {name: entry["value"] for name, entry in metrics.items()}

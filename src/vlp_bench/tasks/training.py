@@ -252,7 +252,8 @@ def fit(cell: Cell, model: Adapted, train: Dataset, val: Dataset) -> dict[str, A
     best = ModelCheckpoint(cell.out / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False)
     stop = EarlyStopping(monitor, patience=options["patience"], mode=mode)
     if options["max_steps"]:
-        length = {"max_epochs": None, "max_steps": options["max_steps"]}
+        steps = options["max_steps"]
+        length = {"max_epochs": None, "max_steps": steps, "val_check_interval": min(steps, len(batches))}
     else:
         # few labels make short epochs: then several of them go between two validations
         longer = max(1, math.ceil(options["min_steps"] / (options["epochs"] * len(batches))))

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from vlp_bench.data.tokenization import Tokenizer
 from vlp_bench.encoders.bundle import Encoders
-from vlp_bench.encoders.joint import JointEncoder
 from vlp_bench.encoders.text import TextBackbone
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.bootstrap import mean_entries
 from vlp_bench.tasks.base import Cell, Outcome, Picture, Target, Task
 from vlp_bench.tasks.pictures import radiograph
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
-from vlp_bench.tasks.words import WordsDataset
+from vlp_bench.tasks.words import WordsDataset, joint_vector, pair_vector
 from vlp_bench.types import WordsBatch
 
 VECTORS = ("pooled", "cls", "product")
@@ -129,10 +128,10 @@ def require_text(encoders: Encoders) -> None:
     """Refuse a backbone that cannot read a question.
 
     Raises:
-        UserError: it has no text encoder.
+        NotApplicable: it has no text encoder.
     """
     if encoders.text is None:
-        raise UserError(
+        raise NotApplicable(
             f"task=vqa needs a text encoder for the questions, and {encoders.meta.get('name', 'this backbone')} has "
             "only an image encoder. Give a bundle of a method that reads reports."
         )
@@ -257,21 +256,6 @@ class AnswerHead(nn.Sequential):
         super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, answers))
 
 
-def pair_vector(joint: JointEncoder, hidden: Float[Tensor, "B S D"], image_tokens: int, kind: str) -> Tensor:
-    """What a joint encoder says of image and text in one vector (B, D); see VQA for the kinds.
-
-    Raises:
-        UserError: `pooled` of an encoder that has no pooler.
-    """
-    if kind == "product":
-        return hidden[:, 0] * hidden[:, image_tokens + 1]
-    if kind == "cls":
-        return hidden[:, 0]
-    if joint.pooler is None:
-        raise UserError("task.vector=pooled: this joint encoder has no pooler (noncross). Take cls or product.")
-    return joint.pooler(hidden[:, 0]).tanh()
-
-
 def answer_loss(logits: Float[Tensor, "B A"], answers: Float[Tensor, "B A"], binary: bool) -> Float[Tensor, ""]:
     """Cross-entropy of the answers: of each by itself, averaged over all (MedViLL's code), or of one among all.
 
@@ -314,21 +298,15 @@ class Answerer(Adapted):
         parts = {name: encoders.parts[name] for name in names}
         super().__init__(parts, AnswerHead(width, hidden or 2 * width, answers), adaptation)
         self.vector, self.binary = vector, binary
-        if encoders.joint is not None and encoders.joint.pooler is None and vector == "pooled":
-            pair_vector(encoders.joint, torch.empty(0, 1, 1), 0, vector)
+        if encoders.joint is not None and encoders.joint.pooler is None:
+            pair_vector(encoders.joint, torch.empty(0, 2, 1), 0, vector)  # refuses before anything is trained
 
     def forward(self, batch: WordsBatch) -> Float[Tensor, "B A"]:
         """Logits of the answers."""
-        image = self.parts["vision"](batch.image)
-        if "joint" not in self.parts:
-            return self.head(torch.cat([image.pooled, self.parts["text"](batch.text).pooled], 1))
-        joint: Any = self.parts["joint"]
-        count = image.tokens.shape[1]
-        places = torch.arange(count, device=image.tokens.device).expand(len(batch), -1)
-        kind = "bi" if joint.crosses else joint.attention
-        words, real = batch.text.ids[:, 1:], batch.text.mask[:, 1:]
-        hidden = joint(self.parts["text"], image.tokens, places, words, real, kind)
-        return self.head(pair_vector(joint, hidden, count, self.vector))
+        vision, text = self.parts["vision"], self.parts["text"]
+        if "joint" in self.parts:
+            return self.head(joint_vector(vision, text, self.parts["joint"], batch, self.vector))
+        return self.head(torch.cat([vision(batch.image).pooled, text(batch.text).pooled], 1))
 
     def loss(self, batch: WordsBatch) -> Float[Tensor, ""]:
         """See `answer_loss`."""
