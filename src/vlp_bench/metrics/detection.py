@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
 
 #: Overlaps at which boxes are matched: .40 and .45, then those of COCO.
 IOUS = np.concatenate([[0.4, 0.45], np.linspace(0.5, 0.95, 10)])
@@ -285,7 +285,7 @@ def detection_metrics(
     result = {}
     for m, name in enumerate(names):
         counted = [(a[1] if name == FALSE_POSITIVES else x.known) for x, a in zip(every, alarms or every, strict=True)]
-        result[name] = entry(_mean(point[m]), _mean(resampled[m]), np.any(counted, axis=0).sum())
+        result[name] = entry(known_mean(point[m]), known_mean(resampled[m]), np.any(counted, axis=0).sum())
         for i, label in enumerate(matches):
             result[f"{name}/{label}"] = entry(point[m, i], resampled[m, i], counted[i].sum())
     return result
@@ -401,11 +401,3 @@ def matches_from_table(table: pd.DataFrame) -> Matches:
         flags = (hit[order] >> np.arange(len(IOUS))[:, None]) & 1
         matches[label] = Matched(image[order], score[order], flags > 0, np.maximum(truths, 0), truths >= 0)
     return matches
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over the labels, leaving out nan; nan where nothing is left."""
-    known = np.isfinite(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0.0).sum(0)
-    return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)

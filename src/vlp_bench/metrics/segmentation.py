@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
 
-#: `fpr_negative` is the only one of which less is better.
-NAMES = ("dice", "dice_positive", "iou", "fpr_negative")
+#: `false_positive_rate` is the only one of which less is better.
+NAMES = ("dice", "dice_positive", "iou", "false_positive_rate")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def segmentation_metrics(
 
     `dice` is the published one: mean over all images of the Dice of the image, 1 where an image without the finding
     has nothing predicted (and 0 where it has). `dice_positive` is the mean over the images with the finding, `iou` the
-    intersection of all images over their union, `fpr_negative` the share of the images without the finding where
+    intersection of all images over their union, `false_positive_rate` the share of the images without the finding where
     anything is predicted (the less the better).
 
     Args:
@@ -120,7 +120,7 @@ def segmentation_metrics(
         resampled[..., where] = measure(drawn)
     result = {}
     for m, name in enumerate(NAMES):
-        result[name] = entry(_mean(point[m]), _mean(resampled[m]), images[m].any(1).sum())
+        result[name] = entry(known_mean(point[m]), known_mean(resampled[m]), images[m].any(1).sum())
         for i, label in enumerate(labels):
             result[f"{name}/{label}"] = entry(point[m, i], resampled[m, i], images[m][:, i].sum())
     return result
@@ -159,16 +159,25 @@ def choose_thresholds(counts: Counts, name: str = "dice") -> NDArray[np.intp]:
     return np.array([np.flatnonzero(column)[column.sum() // 2] for column in best.T], np.intp)
 
 
-def dice_per_image(counts: Counts, labels: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Columns whose means are the published Dice: `mean_dice/<label>`, and `mean_dice` of the mean over the labels.
+def per_image(counts: Counts, labels: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Columns (N,) whose means are the metrics, for paired comparisons: `mean_dice`, `mean_dice/<label>` and so on.
 
-    An image counts more in the latter for a label that few images have, so that its mean is the mean over labels.
+    nan where an image does not count. For the mean over the labels an image weighs more for a label that few images
+    have, so that the mean of the column is the mean over the labels. The pooled IoU is no mean over images; for it
+    there are the pixels themselves, as `overlap_<label>`, `predicted_<label>` and `true_<label>`.
     """
-    dice = image_dice(counts)
-    known = counts.known
-    weight = len(known) / np.maximum(known.sum(0), 1) / max(known.any(0).sum(), 1)
-    total = np.where(known, dice * weight, 0.0).sum(1)
-    return {"mean_dice": total} | {f"mean_dice/{label}": dice[:, i] for i, label in enumerate(labels)}
+    columns = {}
+    for name, top, bottom in zip(NAMES, *_fractions(counts), strict=True):
+        if name == "iou":
+            continue
+        counted = bottom > 0
+        weight = counted.any(1).sum() / np.maximum(counted.sum(0), 1) / max(counted.any(0).sum(), 1)
+        columns[f"mean_{name}"] = np.where(counted.any(1), (top * weight).sum(1), np.nan)
+        for i, label in enumerate(labels):
+            columns[f"mean_{name}/{label}"] = np.where(counted[:, i], top[:, i], np.nan)
+    for name in ("overlap", "predicted", "true"):
+        columns |= {f"{name}_{label}": getattr(counts, name)[:, i] for i, label in enumerate(labels)}
+    return columns
 
 
 def _fractions(counts: Counts) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
@@ -181,11 +190,3 @@ def _fractions(counts: Counts) -> tuple[list[NDArray[np.float64]], list[NDArray[
     zeroed = [[np.where(where, value, 0.0) for where, value in pairs] for pairs in (tops, bottoms)]
     shape = counts.overlap.shape
     return [np.broadcast_to(x, shape) for x in zeroed[0]], [np.broadcast_to(x, shape) for x in zeroed[1]]
-
-
-def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Average over the labels, leaving out nan; nan where nothing is left."""
-    known = np.isfinite(values)
-    count = known.sum(0)
-    total = np.where(known, values, 0.0).sum(0)
-    return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
