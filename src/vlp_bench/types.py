@@ -117,7 +117,8 @@ class ImageFeatures(_Movable):
     """What a vision backbone says of B images.
 
     `saliency` is the head-averaged attention of [CLS] on each patch in the last block, without gradient; None for
-    networks without one. `pyramid` holds maps from fine to coarse, with the strides of the spec, when asked for.
+    networks without one. `pyramid` holds maps from fine to coarse, with the strides of the spec, when asked for; with
+    it comes `stem`, the finer map that a CNN makes before them.
     """
 
     pooled: Float[Tensor, "B D"]
@@ -125,6 +126,7 @@ class ImageFeatures(_Movable):
     grid: tuple[int, int]
     saliency: Float[Tensor, "B P"] | None = None
     pyramid: tuple[Tensor, ...] = ()
+    stem: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,6 @@ from vlp_bench.optim import multiplier
 from vlp_bench.types import TextFeatures, Tokens
 
 
-
 def text_backbone(vocab_size: int, **architecture: float) -> TextBackbone:
     """A small BERT over made-up word pieces."""
     pieces = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", *(f"w{i}" for i in range(5, vocab_size))]

@@ -16,9 +16,7 @@ def test_focal_by_hand_and_as_cross_entropy():
     logit, mask = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     torch.testing.assert_close(focal_loss(logit, mask), torch.tensor(0.25 * 0.6931472))
     logits, masks = sample()
-    torch.testing.assert_close(
-        focal_loss(logits, masks, gamma=0.0), F.binary_cross_entropy_with_logits(logits, masks)
-    )
+    torch.testing.assert_close(focal_loss(logits, masks, gamma=0.0), F.binary_cross_entropy_with_logits(logits, masks))
     p = torch.where(masks > 0, logits.sigmoid(), 1 - logits.sigmoid())
     torch.testing.assert_close(focal_loss(logits, masks, gamma=2.0), ((1 - p) ** 2 * -p.log()).mean())
 

@@ -77,7 +77,7 @@ def yolo_terms(
     image_size: int,
     boxes: Float[Tensor, "B N 4"],
     labels: Int[Tensor, "B N"],
-    rule: YoloRule = YoloRule(),  # noqa: B008 - frozen
+    rule: YoloRule = YoloRule(),
 ) -> YoloTerms:
     """Terms of YOLOv3's loss at one scale (golden: MGCA's code).
 
@@ -138,16 +138,14 @@ def yolo_terms(
     )
 
 
-def yolo_loss(terms: YoloTerms, rule: YoloRule = YoloRule()) -> Float[Tensor, ""]:  # noqa: B008
+def yolo_loss(terms: YoloTerms, rule: YoloRule = YoloRule()) -> Float[Tensor, ""]:
     """The terms of one scale, weighed and added up."""
     place, size = rule.position * (terms.x + terms.y), rule.size * (terms.width + terms.height)
     return place + size + terms.objectness + terms.classes
 
 
 @full_precision
-def decode(
-    head: Float[Tensor, "B C H W"], anchors: Float[Tensor, "A 2"], image_size: int
-) -> Float[Tensor, "B AHW F"]:
+def decode(head: Float[Tensor, "B C H W"], anchors: Float[Tensor, "A 2"], image_size: int) -> Float[Tensor, "B AHW F"]:
     """What one scale found, anchor by anchor, row by row.
 
     Args:

@@ -77,6 +77,6 @@ def mixed_loss(
     alpha: float = 10.0,
     gamma: float = 2.0,
 ) -> Float[Tensor, ""]:
-    """alpha * focal - log(soft Dice), the latter as mean over the labels (MGCA's code; one label there)."""
+    """Weighted focal loss - log(soft Dice), the latter as mean over the labels (MGCA's code; one label there)."""
     dice = _over_labels(-soft_dice(logits, masks, known).log(), known)
     return alpha * focal_loss(logits, masks, known, gamma) + dice

@@ -84,9 +84,7 @@ class Matched:
 Matches = dict[str, Matched]
 
 
-def match(
-    truth: Boxes, found: Boxes, images: int, labels: Sequence[str], known: ArrayLike | None = None
-) -> Matches:
+def match(truth: Boxes, found: Boxes, images: int, labels: Sequence[str], known: ArrayLike | None = None) -> Matches:
     """Match detections to truth as COCO does: by descending score, each to the best box that is still free.
 
     Args:
@@ -133,13 +131,14 @@ def _coco(boxes: Boxes, images: int, labels: int) -> dict[str, Any]:
     sizes = boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]
     scores = np.zeros(len(boxes.image)) if boxes.score is None else boxes.score
     xywh = np.concatenate([boxes.xyxy[:, :2], sizes], 1).tolist()
-    columns = zip(boxes.image.tolist(), boxes.label.tolist(), xywh, sizes.prod(1).tolist(), scores.tolist(), strict=True)
+    numbers = (boxes.image, boxes.label, sizes.prod(1), scores)
+    columns = zip(*(x.tolist() for x in numbers), xywh, strict=True)
     return {
         "images": [{"id": i} for i in range(images)],
         "categories": [{"id": i} for i in range(labels)],
         "annotations": [
             {"id": n + 1, "image_id": i, "category_id": c, "bbox": b, "area": a, "score": s, "iscrowd": 0}
-            for n, (i, c, b, a, s) in enumerate(columns)
+            for n, (i, c, a, s, b) in enumerate(columns)
         ],
     }
 
@@ -201,7 +200,7 @@ def _read(
 
 
 def false_positives(matched: Matched, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(N,) detections that reach the threshold in each image, and (N,) whether it is known to be without the finding."""
+    """Detections per image that reach the threshold, (N,), and whether it is known to lack the finding, (N,)."""
     found = np.bincount(matched.image[matched.score >= threshold], minlength=len(matched.truths)).astype(np.float64)
     return found, matched.known & (matched.truths == 0)
 
@@ -284,8 +283,8 @@ def detection_metrics(
         resampled[..., where] = measure(drawn[:, groups.index])
     result = {}
     for m, name in enumerate(names):
-        counted = [(a[1] if name == FALSE_POSITIVES else x.known) for x, a in zip(every, alarms or every, strict=True)]
-        result[name] = entry(known_mean(point[m]), known_mean(resampled[m]), np.any(counted, axis=0).sum())
+        counted = [negative for _, negative in alarms] if name == FALSE_POSITIVES else [x.known for x in every]
+        result[name] = entry(float(known_mean(point[m])), known_mean(resampled[m]), np.any(counted, axis=0).sum())
         for i, label in enumerate(matches):
             result[f"{name}/{label}"] = entry(point[m, i], resampled[m, i], counted[i].sum())
     return result

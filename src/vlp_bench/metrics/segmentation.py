@@ -120,7 +120,7 @@ def segmentation_metrics(
         resampled[..., where] = measure(drawn)
     result = {}
     for m, name in enumerate(NAMES):
-        result[name] = entry(known_mean(point[m]), known_mean(resampled[m]), images[m].any(1).sum())
+        result[name] = entry(float(known_mean(point[m])), known_mean(resampled[m]), images[m].any(1).sum())
         for i, label in enumerate(labels):
             result[f"{name}/{label}"] = entry(point[m, i], resampled[m, i], images[m][:, i].sum())
     return result

@@ -146,9 +146,11 @@ class Adapted(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Frozen modules stay in eval mode: their batch statistics are frozen too, unless asked otherwise."""
+        self.train()  # the parts of a bundle come in eval mode, and Lightning leaves them as they are
         if self.adaptation["batch_statistics"] == "running":
             for module in self.parts.modules():
-                if not any(p.requires_grad for p in module.parameters()):
+                own = list(module.parameters())  # what has none, such as dropout, goes with what it stands in
+                if own and not any(p.requires_grad for p in own):
                     module.eval()
         self._predictions: list[Any] = []
 
