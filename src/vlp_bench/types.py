@@ -87,13 +87,14 @@ class StudyBatch(_Movable):
 class LabelledBatch(_Movable):
     """B images of a downstream task with their targets; `row` points into the prepared images.
 
-    `mask` has a plane for each label, 255 where it is unknown; `boxes` are xyxy in pixels and a class, -1 on padding.
+    `mask` has a plane for each of M labels, 255 where it is unknown; `boxes` are xyxy in pixels and a class, -1 on
+    padding.
     """
 
     image: UInt8[Tensor, "B 1 H W"]
     target: Float[Tensor, "B L"]
     row: Int[Tensor, "B"]
-    mask: UInt8[Tensor, "B L H W"] | None = None
+    mask: UInt8[Tensor, "B M H W"] | None = None
     boxes: Float[Tensor, "B N 5"] | None = None
 
     def __len__(self) -> int:

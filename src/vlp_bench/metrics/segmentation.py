@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
 
-#: `false_positive_rate` is the only one of which less is better.
+#: Those by which a threshold can be chosen, and all; of `false_positive_rate` less is better.
+CHOOSING = ("dice", "dice_positive", "iou")
 NAMES = ("dice", "dice_positive", "iou", "false_positive_rate")
 
 
@@ -150,8 +151,8 @@ def choose_thresholds(counts: Counts, name: str = "dice") -> NDArray[np.intp]:
     Raises:
         ValueError: another metric.
     """
-    if name not in ("dice", "dice_positive", "iou"):
-        raise ValueError(f"a threshold is chosen by dice, dice_positive or iou, not {name!r}")
+    if name not in CHOOSING:
+        raise ValueError(f"a threshold is chosen by {', '.join(CHOOSING)}, not {name!r}")
     tops, bottoms = _fractions(counts)
     top, bottom = tops[NAMES.index(name)].sum(-2), bottoms[NAMES.index(name)].sum(-2)
     values = np.divide(top, bottom, out=np.zeros(top.shape), where=bottom > 0)

@@ -86,22 +86,23 @@ class Annotations:
 
     def _check(self) -> None:
         """Refuse boxes that lie outside their pictures."""
-        images = self.store.images
-        table = self.boxes_of(np.flatnonzero(self.target.viewed))
-        rows = np.flatnonzero(self.target.viewed)[table.image]
-        sides = images[["width", "height"]].to_numpy()[rows] / images[["width", "height"]].max(1).to_numpy()[rows, None]
-        size = self.store.size
-        low, high = (1 - sides) / 2 - OVERHANG, (1 + sides) / 2 + OVERHANG
-        outside = ((table.xyxy[:, :2] < low * size - 1) | (table.xyxy[:, 2:] > high * size + 1)).any(1)
+        rows = np.flatnonzero(self.target.viewed)
+        table, images, size = self.boxes_of(rows), self.store.images, self.store.size
+        rows = rows[table.image]
+        pixels = images[["width", "height"]].to_numpy()[rows]
+        scale = pixels.max(axis=1, keepdims=True, initial=1) / size
+        # back from the stored square, in which the picture lies in the middle
+        corners = ((table.xyxy.reshape(-1, 2, 2) - size / 2) * scale[:, None] + pixels[:, None] / 2).reshape(-1, 4)
+        spare = OVERHANG * size * scale + 1
+        outside = ((corners[:, :2] < -spare) | (corners[:, 2:] > pixels + spare)).any(1)
         if outside.any():
             first = np.flatnonzero(outside)[0]
             image = images.iloc[rows[first]]
-            scale = max(image["width"], image["height"]) / size
-            corner = (table.xyxy[first] - np.tile(((1 - sides) / 2)[first] * size, 2)) * scale
             raise UserError(
                 f"{outside.sum()} boxes of target={self.target.name} lie outside their pictures, the first on "
                 f"{image['image_id']} ({self.labels[table.label[first]]}: left, top, right, bottom = "
-                f"{', '.join(f'{v:.0f}' for v in corner)} on a picture of {image['width']} x {image['height']}). "
+                f"{', '.join(f'{v:.0f}' for v in corners[first])} on a picture of {image['width']} x "
+                f"{image['height']}). "
                 "Boxes are left, top, width, height in pixels of the image file: correct them and prepare anew."
             )
 

@@ -13,6 +13,7 @@ from vlp_bench.data.datamodule import BatchKey
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
 from vlp_bench.metrics.detection import (
+    AVERAGED,
     SKIPPING,
     Boxes,
     choose_thresholds,
@@ -64,6 +65,9 @@ class Detection(Task):
             raise UserError(f"task.head={head}: expected {' or '.join(HEADS)}.")
         if published and head != "yolo":
             raise UserError("task.published=true is a way of YOLO: choose task.head=yolo.")
+        if primary not in AVERAGED and (primary, published) != (SKIPPING, True):
+            also = f", or {SKIPPING} with task.published=true"
+            raise UserError(f"task.primary={primary}: expected one of {', '.join(AVERAGED)}{also}.")
         if not width > 0 or not 0 <= min_score < 1:
             raise UserError(f"task.width={width}, task.min_score={min_score}: expected > 0, and from 0 to below 1.")
         self.head, self.labels, self.width, self.published = head, labels, width, published

@@ -34,6 +34,8 @@ YOLO_ANCHORS = (
 RCNN_SIZE = 800
 RCNN_SIDES = (32, 64, 128, 256, 512)
 RCNN_SHAPES = (0.5, 1.0, 2.0)
+#: Regions of an image that Faster R-CNN's box head is trained on.
+REGIONS = 512
 
 
 class DetectionHead(nn.Module, ABC):
@@ -183,6 +185,7 @@ class FasterRCNNHead(DetectionHead):
             rpn_anchor_generator=AnchorGenerator(tuple(sides), (RCNN_SHAPES,) * len(sides)),
             box_score_thresh=min_score,
             box_nms_thresh=OVERLAP,
+            box_batch_size_per_image=REGIONS,
             box_detections_per_img=MOST,
         )
         self.proposals, self.boxes = stages.rpn, stages.roi_heads

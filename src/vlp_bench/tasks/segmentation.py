@@ -17,9 +17,9 @@ from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
 from vlp_bench.losses.segmentation import dice_loss, mixed_loss
 from vlp_bench.metrics.segmentation import (
+    CHOOSING,
     Counts,
     choose_thresholds,
-    image_dice,
     per_image,
     segmentation_metrics,
     trivial_segmentation,
@@ -39,11 +39,11 @@ class Segmentation(Task):
     """Dice, IoU and false alarms at the resolution that the network reads.
 
     Args:
-        primary: the metric that a table shows.
+        primary: the metric that a table shows, and that validation chooses by: dice, dice_positive or iou.
         masks: `masks` of the target, or its `boxes` as masks.
         labels: names of masks; None takes the labels of the target that have any in training.
         loss: mixed (MGCA) or dice (PRIOR).
-        thresholds: `validation` (the best published Dice, for each label), or a number for all labels, as published.
+        thresholds: `validation` (where `primary` is best, for each label), or a number for all labels, as published.
 
     Raises:
         UserError: an option that there is not.
@@ -58,6 +58,8 @@ class Segmentation(Task):
         thresholds: str | float = "validation",
     ) -> None:
         super().__init__(primary)
+        if primary not in CHOOSING:
+            raise UserError(f"task.primary={primary}: expected one of {', '.join(CHOOSING)}.")
         if loss not in LOSSES:
             raise UserError(f"task.loss={loss}: expected {' or '.join(LOSSES)}.")
         if thresholds != "validation" and not isinstance(thresholds, int | float):
@@ -74,14 +76,15 @@ class Segmentation(Task):
         truth = Annotations(cell.target, self.masks, self.labels)
         train, val, test = cell.train_rows(truth.rows("train")), truth.rows("val"), truth.rows(cell.split)
         truth.require_positives(test, cell.split)
-        model = Segmenter(cell.encoders.vision, len(truth.labels), self.loss, self.levels, cell.adaptation)
+        criterion, vision = LOSSES[self.loss], cell.encoders.vision
+        model = Segmenter(vision, truth.labels, criterion, self.levels, self.primary, cell.adaptation)
 
         def data(rows: np.ndarray, augment: str | None = None) -> TargetImages:
             return TargetImages(cell.target, rows, cell.image_size, cell.seed, shown(augment), masks=truth.mask)
 
         facts = fit(cell, model, data(train, cell.adaptation["augment"]), data(val))
         found = _counts(predict(cell, model, data(test)))
-        chosen = choose_thresholds(_counts(predict(cell, model, data(val))))
+        chosen = choose_thresholds(_counts(predict(cell, model, data(val))), self.primary)
         counts, patients = found.at(chosen), cell.target.patients(test)
         self._made = (model, truth, data(test), self.levels[chosen])
         common: dict[str, Any] = {"labels": truth.labels, "resamples": cell.resamples}
@@ -125,9 +128,10 @@ class Segmenter(Adapted):
 
     Args:
         backbone: the image encoder; reads the image at its own size, not enlarged.
-        labels: number of masks.
-        loss: name of the loss.
+        labels: names of the masks.
+        criterion: the loss, of logits, masks and which of them are known.
         thresholds: (T,) above which a pixel may be called.
+        primary: the metric that chooses the epoch, where the score does.
         adaptation: see Adapted.
     """
 
@@ -136,15 +140,16 @@ class Segmenter(Adapted):
     def __init__(
         self,
         backbone: VisionBackbone,
-        labels: int,
-        loss: str,
+        labels: Sequence[str],
+        criterion: Callable[..., Tensor],
         thresholds: np.ndarray,
+        primary: str,
         adaptation: Mapping[str, Any],
     ) -> None:
         backbone.upsample_to = None
-        head = PatchDecoder(backbone, labels) if backbone.is_vit else PyramidDecoder(backbone, labels)
+        head = (PatchDecoder if backbone.is_vit else PyramidDecoder)(backbone, len(labels))
         super().__init__({"vision": backbone}, head, adaptation)
-        self.criterion = LOSSES[loss]
+        self.labels, self.criterion, self.chosen_by = labels, criterion, primary
         self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32), persistent=False)
 
     def forward(self, batch: LabelledBatch) -> Float[Tensor, "B L H W"]:
@@ -168,9 +173,11 @@ class Segmenter(Adapted):
         return overlap, found, torch.where(known, masks.sum((2, 3)), torch.nan)
 
     def score(self, predictions: list[tuple[Tensor, Tensor, Tensor]]) -> float:
-        """Published Dice, mean over the labels, at the best threshold of each."""
+        """The primary metric at the best threshold of each label; 0 where it is not defined."""
         counts = _counts(predictions)
-        return float(np.nanmean(image_dice(counts.at(choose_thresholds(counts))), 0).mean())
+        best = counts.at(choose_thresholds(counts, self.chosen_by))
+        metrics = segmentation_metrics(best, np.arange(len(best.true)), labels=self.labels, resamples=0)
+        return metrics[self.chosen_by]["value"] or 0.0
 
 
 def _split(batch: LabelledBatch) -> tuple[Tensor, Tensor]:

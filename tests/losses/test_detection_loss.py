@@ -118,6 +118,11 @@ def test_a_centre_on_the_far_edge_belongs_to_the_last_cell():
     box = torch.tensor([[[1.0, 1.0, 0.2, 0.2]]], dtype=torch.float64).expand(3, 1, 4)
     terms = yolo_terms(head, ANCHORS.double(), SIZE, box, torch.zeros(3, 1, dtype=torch.long))
     assert all(torch.isfinite(t) for t in terms)
+    head.requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        yolo_terms(head, ANCHORS.double(), SIZE, box, torch.zeros(3, 1, dtype=torch.long)).width, head
+    )
+    assert {tuple(at) for at in gradient.nonzero()[:, 2:].tolist()} == {(3, 3)}
 
 
 def test_the_weights_of_the_terms():
