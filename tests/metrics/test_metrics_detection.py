@@ -9,6 +9,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchmetrics.detection import MeanAveragePrecision
 
+from vlp_bench.metrics.bootstrap import Patients, patient_counts
 from vlp_bench.metrics.detection import (
     IOUS,
     RECALLS,
@@ -20,6 +21,7 @@ from vlp_bench.metrics.detection import (
     match,
     matches_from_table,
     matches_to_table,
+    precision_statistic,
     trivial_detection,
 )
 
@@ -183,6 +185,21 @@ def test_the_interval_is_over_patients_and_repeatable():
     assert one["map"]["low"] < one["map"]["value"] < one["map"]["high"]
     alone = detection_metrics(matches, np.zeros(25), resamples=20)
     assert alone["map"]["low"] == alone["map"]["high"] == pytest.approx(alone["map"]["value"])
+
+
+def test_two_backbones_can_be_compared_under_the_same_resamples():
+    truth, found, patients = sample(5)
+    worse = Boxes(found.image, found.label, found.xyxy, np.random.default_rng(0).permutation(found.score))
+    groups = Patients.of(patients)
+    one, other = (precision_statistic(match(truth, b, 25, LABELS), groups, "ap50") for b in (found, worse))
+    once = np.ones((1, groups.count), np.int32)
+    metrics = detection_metrics(match(truth, found, 25, LABELS), patients, resamples=200)
+    assert one(once)[0] == pytest.approx(metrics["ap50"]["value"])
+    drawn = np.concatenate([counts for _, counts in patient_counts(groups.count, 200, 0)])
+    low, high = np.percentile(one(drawn), [2.5, 97.5])
+    assert (low, high) == pytest.approx((metrics["ap50"]["low"], metrics["ap50"]["high"]))
+    np.testing.assert_array_equal(one(drawn) - one(drawn), 0)
+    assert (one(drawn) - other(drawn)).std() > 0
 
 
 def test_the_threshold_has_the_best_f1():

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
+from vlp_bench.metrics.paired import Statistic
 
 #: Overlaps at which boxes are matched: .40 and .45, then those of COCO.
 IOUS = np.concatenate([[0.4, 0.45], np.linspace(0.5, 0.95, 10)])
@@ -288,6 +289,26 @@ def detection_metrics(
         for i, label in enumerate(matches):
             result[f"{name}/{label}"] = entry(point[m, i], resampled[m, i], counted[i].sum())
     return result
+
+
+def precision_statistic(matches: Matches, patients: Patients, name: str = "map") -> Statistic:
+    """Average precision over labels, as a function of how often each patient counts, for paired comparisons.
+
+    Args:
+        matches: by label, such as `matches_from_table` reads them.
+        patients: the patients of the N images.
+        name: one of AVERAGED.
+
+    Returns:
+        A function of counts (r, P) int32 giving (r,) float64, nan where no box of the truth is drawn.
+    """
+
+    def measure(counts: NDArray[np.int32]) -> NDArray[np.float64]:
+        weights = counts[:, patients.index]
+        values = [average_precision(matched, weights)[AVERAGED[name]].mean(0) for matched in matches.values()]
+        return known_mean(np.stack(values))
+
+    return measure
 
 
 def both_sides(matches: Matches) -> NDArray[np.bool_]:
