@@ -87,13 +87,14 @@ class StudyBatch(_Movable):
 class LabelledBatch(_Movable):
     """B images of a downstream task with their targets; `row` points into the prepared images.
 
-    `mask` has a plane for each label, 255 where it is unknown; `boxes` are xyxy in pixels and a class, -1 on padding.
+    `mask` has a plane for each of M labels, 255 where it is unknown; `boxes` are xyxy in pixels and a class, -1 on
+    padding.
     """
 
     image: UInt8[Tensor, "B 1 H W"]
     target: Float[Tensor, "B L"]
     row: Int[Tensor, "B"]
-    mask: UInt8[Tensor, "B L H W"] | None = None
+    mask: UInt8[Tensor, "B M H W"] | None = None
     boxes: Float[Tensor, "B N 5"] | None = None
 
     def __len__(self) -> int:
@@ -117,7 +118,8 @@ class ImageFeatures(_Movable):
     """What a vision backbone says of B images.
 
     `saliency` is the head-averaged attention of [CLS] on each patch in the last block, without gradient; None for
-    networks without one. `pyramid` holds maps from fine to coarse, with the strides of the spec, when asked for.
+    networks without one. `pyramid` holds maps from fine to coarse, with the strides of the spec, when asked for; with
+    it comes `stem`, the finer map that a CNN makes before them.
     """
 
     pooled: Float[Tensor, "B D"]
@@ -125,6 +127,7 @@ class ImageFeatures(_Movable):
     grid: tuple[int, int]
     saliency: Float[Tensor, "B P"] | None = None
     pyramid: tuple[Tensor, ...] = ()
+    stem: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -230,6 +230,8 @@ def test_wording():
     assert number(12.34, "i2t/median_rank") == "12.3"
     assert rises("i2t/R@1")
     assert not rises("i2t/median_rank")
+    assert not rises("false_positive_rate/Pneumothorax")
+    assert not rises("false_positives")
     assert short("sha256:" + "ab" * 32) == "ababababab"
     assert short("a name") == "a name"
     assert words("linear_probe") == "linear probe"

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from vlp_bench.data.prepare import VERSION
@@ -172,6 +173,16 @@ class PreparedData:
         """Boxes of one image, xyxy in stored pixels."""
         return json.loads(self.images["boxes"].iloc[row])
 
+    @cached_property
+    def mask_labels(self) -> list[frozenset[str]]:
+        """What each image has masks of; no mask is decoded for it."""
+        found: list[set[str]] = [set() for _ in range(len(self._images))]
+        for start, chunk in _starts(self._images.column("masks").chunks):
+            names = pc.struct_field(pc.list_flatten(chunk), "label").to_pylist()
+            for parent, name in zip(pc.list_parent_indices(chunk).to_pylist(), names, strict=True):
+                found[start + parent].add(name)
+        return [frozenset(names) for names in found]
+
     def masks(self, row: int) -> list[dict[str, Any]]:
         """Masks of one image, {label, mask: bool (size, size)}, in stored pixels."""
         stored = self._images.column("masks")[row].as_py() or []
@@ -214,6 +225,14 @@ class PreparedData:
                 pieces = tokenizer.encode(version)
                 for part in ("ids", "word", "sentence", "offsets"):
                     np.save(temporary / f"{name}.{part}.npy", getattr(pieces, part))
+
+
+def _starts(chunks: Sequence[pa.Array]) -> Iterator[tuple[int, pa.Array]]:
+    """Each chunk with the number of its first row."""
+    start = 0
+    for chunk in chunks:
+        yield start, chunk
+        start += len(chunk)
 
 
 def _load_pieces(folder: Path, name: str) -> Pieces:

@@ -107,6 +107,11 @@ class VisionBackbone(nn.Module):
         self.spec = dataclasses.replace(self.spec, token_dim=self.spec.pyramid_channels[self.token_stage])
         self.arguments["token_stride"] = stride
 
+    @property
+    def stem_channels(self) -> int | None:
+        """Channels of the map before the pyramid; None for a ViT, which has none."""
+        return None if self.is_vit else int(self.trunk.feature_info[0]["num_chs"])
+
     @staticmethod
     def _create(name: str, weights: str, arguments: dict[str, Any]) -> nn.Module:
         if not timm.is_model(name.split(".")[0]):
@@ -153,7 +158,8 @@ class VisionBackbone(nn.Module):
 
         Args:
             image: uint8 grey (1 channel, 0 to 255) or float already normalised.
-            pyramid: also return four maps from fine to coarse (for a ViT, resized from its last tokens).
+            pyramid: also return four maps from fine to coarse (for a ViT, resized from its last tokens), and a CNN's
+                map before them.
             saliency: also return the attention of [CLS] on the patches, where the network has a [CLS].
         """
         x = self.normalise(image)
@@ -169,6 +175,7 @@ class VisionBackbone(nn.Module):
             tokens=cells.flatten(2).transpose(1, 2),
             grid=(cells.shape[2], cells.shape[3]),
             pyramid=tuple(maps[1:]) if pyramid else (),
+            stem=maps[0] if pyramid else None,
         )
 
     def _vit(self, x: Float[Tensor, "B C H W"], pyramid: bool, saliency: bool) -> ImageFeatures:

@@ -173,3 +173,11 @@ def mean_entries(
     rows = np.concatenate([np.where(known, values, 0.0), known], axis=1)
     point, resampled = over_patients(rows, patients, mean, resamples, seed)
     return {name: entry(float(point[i]), resampled[:, i], int(known[:, i].sum())) for i, name in enumerate(columns)}
+
+
+def known_mean(values: NDArray) -> NDArray[np.float64]:
+    """Average over the first axis (labels), leaving out nan; nan where nothing is left."""
+    known = np.isfinite(values)
+    count = known.sum(axis=0)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)

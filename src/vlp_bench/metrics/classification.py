@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
 
 KINDS = ("multilabel", "binary", "multiclass")
 NAMES = ("auroc", "auprc", "f1", "accuracy")
@@ -265,7 +265,8 @@ def _described(
     known = np.sum(~np.isnan(targets), axis=0)
     anywhere = int(np.sum(~np.isnan(targets).all(axis=1)))
     result = {
-        name: entry(float(_mean(point[m, valid])), _mean(resampled[m, valid]), anywhere) for m, name in enumerate(NAMES)
+        name: entry(float(known_mean(point[m, valid])), known_mean(resampled[m, valid]), anywhere)
+        for m, name in enumerate(NAMES)
     }
     for m, name in enumerate(NAMES):
         if name == "accuracy" and kind == "multiclass":
@@ -351,12 +352,6 @@ def _running(weights: NDArray[np.int32]) -> NDArray[np.int32]:
 def _ratio(top: NDArray, bottom: NDArray) -> NDArray[np.float64]:
     """Divide, giving nan for a zero denominator."""
     return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
-
-
-def _mean(values: NDArray) -> NDArray[np.float64]:
-    """Average over the first axis, leaving out nan; nan where nothing is left."""
-    known = np.isfinite(values)
-    return _ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))
 
 
 def averaged_scores(probabilities: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> dict[str, float]:

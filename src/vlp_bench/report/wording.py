@@ -10,7 +10,14 @@ METRIC_NAMES = {
     "f1": "F1",
     "accuracy": "accuracy",
     "dice": "Dice",
+    "dice_positive": "Dice of the positives",
     "iou": "IoU",
+    "false_positive_rate": "share of false alarms",
+    "false_positives": "false alarms an image",
+    "map": "mAP",
+    "ap50": "AP50",
+    "map_40_75": "mAP .40:.75",
+    "map_40_75_skipping": "mAP .40:.75 without empty images",
     "mrr": "mean reciprocal rank",
     "median_rank": "median rank",
     "perplexity": "perplexity",
@@ -31,7 +38,8 @@ METRIC_NAMES = {
 
 def rises(metric: str) -> bool:
     """Tell whether more is better."""
-    return not re.search(r"rank|loss|error|hausdorff|perplexity", metric.rsplit("/", 1)[-1])
+    worse = r"rank|loss|error|hausdorff|perplexity"
+    return not (metric.startswith("false_positive") or re.search(worse, metric.rsplit("/", 1)[-1]))
 
 
 def number(value: float | None, metric: str) -> str:

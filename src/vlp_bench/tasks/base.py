@@ -57,9 +57,8 @@ class Target:
         columns = [self._column(values, label) for label in names.values()]
         self.targets = np.stack(columns, axis=1) if columns else np.zeros((len(values), 0), np.float32)
         known = ~np.isnan(self.targets)
-        self._usable = (known.all(1) if kind != "multilabel" else known.any(1)) & (
-            store.images["frontal"].to_numpy() if views == "frontal" else True
-        )
+        self.viewed = store.images["frontal"].to_numpy() | (views != "frontal")
+        self._usable = (known.all(1) if kind != "multilabel" else known.any(1)) & self.viewed
         if kind == "multiclass":
             self._usable &= np.nansum(self.targets, 1) == 1
 

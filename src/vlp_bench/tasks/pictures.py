@@ -1,4 +1,4 @@
-"""Radiographs with what the model attends to."""
+"""Radiographs with what the model attends to, or found."""
 
 import cv2
 import numpy as np
@@ -8,6 +8,9 @@ from vlp_bench.data.datamodule import assemble
 from vlp_bench.tasks.base import Cell, Picture
 
 SIDE = 224
+#: BGR
+TRUE, FOUND = (90, 200, 250), (250, 130, 60)
+FOUND_AND_TRUE = "truth (yellow) and what was found (blue)"
 
 
 @torch.inference_mode()
@@ -65,5 +68,34 @@ def _panel(cell: Cell, row: int, grid: np.ndarray) -> np.ndarray:
     for box in cell.target.store.boxes(row):
         corners = (np.array(box["xyxy"]) - span) * SIDE / cell.image_size
         a, b = tuple(int(v) for v in corners[:2]), tuple(int(v) for v in corners[2:])
-        cv2.rectangle(plain, a, b, (90, 200, 250), 1)
+        cv2.rectangle(plain, a, b, TRUE, 1)
     return np.concatenate([plain, mixed], axis=1)
+
+
+def show_first(positive: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` items, those with a finding first."""
+    return np.argsort(~positive, kind="stable")[: max(count, 0)]
+
+
+def _enlarged(gray: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_CUBIC), cv2.COLOR_GRAY2BGR)
+
+
+def outlined(gray: np.ndarray, true: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """A grey image (H, W) with the outlines of masks (L, H, W), true and found; BGR."""
+    drawn = _enlarged(gray)
+    for masks, colour in ((true, TRUE), (found, FOUND)):
+        for mask in masks.astype(np.uint8):
+            large = cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+            outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            cv2.drawContours(drawn, outlines, -1, colour, 1)
+    return drawn
+
+
+def boxed(gray: np.ndarray, true: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """A square grey image with boxes (N, 4), left, top, right, bottom in its pixels, true and found; BGR."""
+    drawn = _enlarged(gray)
+    for boxes, colour in ((true, TRUE), (found, FOUND)):
+        for x0, y0, x1, y1 in (boxes * (SIDE / len(gray))).round().astype(int).tolist():
+            cv2.rectangle(drawn, (x0, y0), (x1 - 1, y1 - 1), colour, 1)
+    return drawn

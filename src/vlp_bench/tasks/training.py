@@ -117,12 +117,17 @@ class Adapted(LightningModule, ABC):
         adaptation: the section of the configuration, see conf/adaptation/probe.yaml.
 
     Raises:
-        UserError: an unknown optimiser, or layers to be trained that there are not.
+        UserError: an adaptation that trains nothing, an unknown optimiser, layers to be trained that there are not.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], head: nn.Module, adaptation: Mapping[str, Any]) -> None:
         super().__init__()
         self.parts, self.head, self.adaptation = nn.ModuleDict(parts), head, adaptation
+        if "optimizer" not in adaptation:
+            raise UserError(
+                f"adaptation={adaptation.get('name')} trains no layers by steps, and this task has some to train: "
+                "choose adaptation=probe, partial or finetune."
+            )
         if adaptation["optimizer"] not in OPTIMIZERS:
             raise UserError(f"adaptation.optimizer={adaptation['optimizer']}: expected one of {', '.join(OPTIMIZERS)}.")
         for name, part in parts.items():
@@ -146,9 +151,11 @@ class Adapted(LightningModule, ABC):
 
     def on_train_epoch_start(self) -> None:
         """Frozen modules stay in eval mode: their batch statistics are frozen too, unless asked otherwise."""
+        self.train()  # the parts of a bundle come in eval mode, and Lightning leaves them as they are
         if self.adaptation["batch_statistics"] == "running":
             for module in self.parts.modules():
-                if not any(p.requires_grad for p in module.parameters()):
+                own = list(module.parameters())  # what has none, such as dropout, goes with what it stands in
+                if own and not any(p.requires_grad for p in own):
                     module.eval()
         self._predictions: list[Any] = []
 
