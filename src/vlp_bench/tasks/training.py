@@ -145,10 +145,13 @@ class Adapted(LightningModule, ABC):
         raise UserError(f"adaptation.select=score: {type(self).__name__} chooses its epoch by loss alone.")
 
     def on_train_epoch_start(self) -> None:
-        """Frozen modules stay in eval mode: their batch statistics are frozen too, unless asked otherwise."""
+        """Frozen modules are in eval mode: their batch statistics are frozen too, unless asked otherwise."""
+        # Bundles come in eval mode, in which Lightning would leave what is trained.
+        self.train()
         if self.adaptation["batch_statistics"] == "running":
             for module in self.parts.modules():
-                if not any(p.requires_grad for p in module.parameters()):
+                parameters = list(module.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
                     module.eval()
         self._predictions: list[Any] = []
 
