@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from dealing import dealt_anew
 
 from vlp_bench.data.datamodule import BatchKey
 from vlp_bench.data.store import TextForm
@@ -210,10 +211,10 @@ def test_no_reports_are_refused(bundles, cell_of, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["joint", "new decoder"])
-def test_a_few_hundred_steps_beat_frequencies_and_the_most_frequent_report(which, bundles, cell_of):
-    train = ["adaptation=finetune", "adaptation.epochs=30", "adaptation.batch_size=16", "adaptation.patience=30"]
+def test_a_few_hundred_steps_beat_frequencies_and_the_most_frequent_report(which, bundles, cell_of, monkeypatch):
+    train = ["adaptation=finetune", "adaptation.epochs=30", "adaptation.batch_size=8", "adaptation.patience=30"]
     cell = cell_of(bundles[which], "task=report_generation", *train, "adaptation.lr=1e-3", "adaptation.head_lr_scale=1")
-    outcome = task(max_tokens=80, decoder=DECODER).run(cell)
+    outcome = task(max_tokens=60, decoder=DECODER).run(dealt_anew(monkeypatch, cell))
     assert outcome.metrics["perplexity"]["value"] < outcome.trivial["perplexity"]["value"] / 3
     for name in ("bleu4", "rouge_l", "label_f1"):
-        assert outcome.metrics[name]["value"] > outcome.trivial[name]["value"]
+        assert outcome.metrics[name]["value"] > outcome.trivial[name]["value"], name

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from dealing import dealt_anew
 
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.errors import UserError
@@ -167,11 +168,10 @@ def test_accuracy_by_hand():
 @pytest.mark.parametrize("which", ["dual", "joint"])
 def test_image_and_question_are_both_used(which, request, cell_of, monkeypatch):
     """One of two questions has always the same answer, that of the other is seen in the image."""
-    train = ["adaptation=finetune", "adaptation.epochs=10", "adaptation.batch_size=32", "adaptation.patience=10"]
-    cell = cell_of(
-        request.getfixturevalue(which), "task=vqa", *train, "adaptation.lr=1e-3", "adaptation.head_lr_scale=1"
-    )
-    store = cell.target.store
+    train = ["adaptation.epochs=25", "adaptation.batch_size=16", "adaptation.patience=25", "adaptation.warmup=0.1"]
+    rate = ["adaptation.lr=3e-4", "adaptation.head_lr_scale=1", "adaptation.schedule=cosine"]
+    cell = cell_of(request.getfixturevalue(which), "task=vqa", "adaptation=finetune", *train, *rate)
+    store = dealt_anew(monkeypatch, cell).target.store
     light = store.pixels(np.arange(len(store.images))).mean((1, 2))
     bright = light > np.median(light[store.images["frontal"]])
     asked = [
