@@ -62,6 +62,13 @@ def test_too_many_layers_and_unknown_options_are_refused(dual, cell_of):
             Classification("auroc").run(cell_of(dual, "adaptation=finetune", *QUICK, override))
 
 
+def test_a_probe_is_for_one_linear_layer(dual, cell_of):
+    from vlp_bench.tasks.segmentation import Segmentation
+
+    with pytest.raises(UserError, match="adaptation=frozen"):
+        Segmentation("dice").run(cell_of(dual, "task=segmentation", "adaptation=probe"))
+
+
 def test_few_labels_take_as_many_steps(dual, cell_of):
     cell = cell_of(dual, "adaptation=probe", "label_fraction=0.05", "adaptation.min_steps=40", "adaptation.epochs=4")
     facts = Classification("auroc").run(cell).facts

@@ -10,7 +10,13 @@ from vlp_bench.metrics.detection import detection_metrics, matches_from_table
 from vlp_bench.tasks.detection import Detection
 from vlp_bench.tasks.detection_heads import MOST, FasterRCNNHead, YoloHead, packed
 
-QUICK = ("adaptation.epochs=1", "adaptation.batch_size=8", "label_fraction=0.1")
+QUICK = (
+    "adaptation=frozen",
+    "adaptation.epochs=1",
+    "adaptation.min_steps=0",
+    "adaptation.batch_size=8",
+    "label_fraction=0.1",
+)
 SMALL = {"yolo": {"width": 0.0625}, "faster_rcnn": {"width": 0.0625}}
 CHANNELS = (8, 12, 16, 20)
 

@@ -11,7 +11,13 @@ from vlp_bench.tasks.segmentation import Segmentation
 
 pytestmark = pytest.mark.slow
 LABELS = ["Cardiomegaly", "Pleural Effusion"]
-TRAINED = ("adaptation=finetune", "adaptation.batch_size=16", "adaptation.lr=1e-3", "adaptation.head_lr_scale=1")
+TRAINED = (
+    "adaptation=finetune",
+    "adaptation.batch_size=16",
+    "adaptation.lr=1e-3",
+    "adaptation.head_lr_scale=1",
+    "adaptation.min_steps=0",
+)
 
 
 def encoders(kind):

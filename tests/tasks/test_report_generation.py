@@ -18,7 +18,13 @@ from vlp_bench.tasks.authors import DecoderAuthor, JointAuthor, author
 from vlp_bench.tasks.report_generation import DECODER, ReportGeneration
 from vlp_bench.types import Tokens, WordsBatch
 
-SHORT = ["task=report_generation", "adaptation=probe", "adaptation.epochs=2", "adaptation.batch_size=32"]
+SHORT = [
+    "task=report_generation",
+    "adaptation=frozen",
+    "adaptation.epochs=2",
+    "adaptation.batch_size=32",
+    "adaptation.min_steps=0",
+]
 SMALL = {"width": 32, "heads": 2, "feedforward": 64, "layers": 1, "dropout": 0.0}
 
 

@@ -10,10 +10,16 @@ from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
 from vlp_bench.losses.segmentation import mixed_loss
 from vlp_bench.tasks.annotations import UNKNOWN
-from vlp_bench.tasks.segmentation import PatchDecoder, PyramidDecoder, Segmentation, Segmenter
+from vlp_bench.tasks.segmentation import DECODERS, PatchDecoder, PyramidDecoder, Segmentation, Segmenter
 from vlp_bench.types import LabelledBatch
 
-QUICK = ("adaptation.epochs=1", "adaptation.batch_size=16", "label_fraction=0.15")
+QUICK = (
+    "adaptation=frozen",
+    "adaptation.epochs=1",
+    "adaptation.min_steps=0",
+    "adaptation.batch_size=16",
+    "label_fraction=0.15",
+)
 VIT = {"patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 2}
 
 
@@ -32,7 +38,7 @@ def batch(masks=2, size=64, seed=0):
 
 
 def segmenter(vision, thresholds=(0.5,)):
-    adaptation = plain(compose_verb("evaluate", ["task=segmentation"]).adaptation)
+    adaptation = plain(compose_verb("evaluate", ["task=segmentation", "adaptation=frozen"]).adaptation)
     return Segmenter(vision, ["a", "b"], mixed_loss, np.array(thresholds), "dice", adaptation)
 
 
@@ -104,7 +110,7 @@ def test_a_frozen_encoder_keeps_its_weights_and_its_statistics_unless_asked(pret
 def test_a_trained_encoder_trains_in_train_mode(pretrained, cell_of):
     encoders = pretrained("mgca")
     before = {k: v.clone() for k, v in encoders.vision.state_dict().items()}
-    Segmentation("dice").run(cell_of(encoders, "task=segmentation", "adaptation=finetune", *QUICK))
+    Segmentation("dice").run(cell_of(encoders, "task=segmentation", *QUICK, "adaptation=finetune"))
     same = {k for k, v in encoders.vision.state_dict().items() if torch.equal(v, before[k])}
     assert not [k for k in same if "running" in k or "weight" in k]
 
@@ -158,3 +164,19 @@ def test_the_score_chooses_the_epoch(pretrained, cell_of):
 def test_options_that_there_are_not_are_refused(options, message):
     with pytest.raises(UserError, match=message):
         Segmentation(**{"primary": "dice", **options})
+
+
+@pytest.mark.parametrize("decoder", ["linear", "upernet"])
+@pytest.mark.parametrize("vision", ["tiny", "vit"])
+def test_further_decoders_give_a_logit_for_every_pixel(decoder, vision, pretrained):
+    backbone = pretrained("lsp", vision).vision
+    image = torch.zeros(2, 1, 64, 64, dtype=torch.uint8)
+    made = DECODERS[decoder](backbone, 3)
+    assert made(backbone(image, pyramid=True), image).shape == (2, 3, 64, 64)
+
+
+def test_a_decoder_that_does_not_fit_is_refused(pretrained):
+    with pytest.raises(UserError, match=r"task\.decoder=unet is for CNNs"):
+        DECODERS["unet"](pretrained("lsp", "vit").vision, 1)
+    with pytest.raises(UserError, match=r"task\.decoder=fpn"):
+        Segmentation("dice", decoder="fpn")

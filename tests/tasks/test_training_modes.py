@@ -6,14 +6,14 @@ import torch
 from vlp_bench.tasks.training import fit
 from vlp_bench.tasks.vqa import VQA, Answerer
 
-SHORT = ["task=vqa", "adaptation.epochs=1", "adaptation.batch_size=32"]
+SHORT = ["task=vqa", "adaptation.epochs=1", "adaptation.batch_size=32", "adaptation.min_steps=0"]
 
 
 @pytest.mark.parametrize(
     ("options", "vision", "moved"),
     [
-        (["adaptation=probe"], False, False),
-        (["adaptation=probe", "adaptation.batch_statistics=batch"], True, True),
+        (["adaptation=frozen"], False, False),
+        (["adaptation=frozen", "adaptation.batch_statistics=batch"], True, True),
         (["adaptation=finetune"], True, True),
     ],
 )

@@ -15,7 +15,7 @@ from vlp_bench.tasks import vqa as module
 from vlp_bench.tasks.vqa import VQA, Answerer, accuracy_columns, answer_loss, questions, soft_targets
 from vlp_bench.tasks.words import pair_vector
 
-SHORT = ["task=vqa", "adaptation=probe", "adaptation.epochs=2", "adaptation.batch_size=32"]
+SHORT = ["task=vqa", "adaptation=frozen", "adaptation.epochs=2", "adaptation.batch_size=32", "adaptation.min_steps=0"]
 
 
 @pytest.fixture(scope="module")

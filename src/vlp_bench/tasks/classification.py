@@ -183,6 +183,7 @@ class Classifier(Adapted):
         std: (D,), by which it is divided.
     """
 
+    linear = True
     positive_weight: Tensor | None
     mean: Tensor
     std: Tensor

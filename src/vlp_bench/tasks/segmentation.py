@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from segmentation_models_pytorch.base import SegmentationHead
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
+from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import Tensor, nn
 
 from vlp_bench.data.datamodule import BatchKey
@@ -43,6 +44,7 @@ class Segmentation(Task):
         masks: `masks` of the target, or its `boxes` as masks.
         labels: names of masks; None takes the labels of the target that have any in training.
         loss: mixed (MGCA) or dice (PRIOR).
+        decoder: `unet` on a CNN and SETR-PUP on a ViT where None; `linear`, one layer on the tokens; `upernet`.
         thresholds: `validation` (where `primary` is best, for each label), or a number for all labels, as published.
 
     Raises:
@@ -56,15 +58,18 @@ class Segmentation(Task):
         labels: Sequence[str] | None = None,
         loss: str = "mixed",
         thresholds: str | float = "validation",
+        decoder: str | None = None,
     ) -> None:
         super().__init__(primary)
+        if decoder not in (None, *DECODERS):
+            raise UserError(f"task.decoder={decoder}: expected null, {', '.join(DECODERS)}.")
         if primary not in CHOOSING:
             raise UserError(f"task.primary={primary}: expected one of {', '.join(CHOOSING)}.")
         if loss not in LOSSES:
             raise UserError(f"task.loss={loss}: expected {' or '.join(LOSSES)}.")
         if thresholds != "validation" and not isinstance(thresholds, int | float):
             raise UserError(f"task.thresholds={thresholds}: expected validation, or a number.")
-        self.masks, self.labels, self.loss = masks, labels, loss
+        self.masks, self.labels, self.loss, self.decoder = masks, labels, loss, decoder
         self.levels = THRESHOLDS if isinstance(thresholds, str) else np.array([float(thresholds)])
 
     def run(self, cell: Cell) -> Outcome:
@@ -77,7 +82,7 @@ class Segmentation(Task):
         train, val, test = cell.train_rows(truth.rows("train")), truth.rows("val"), truth.rows(cell.split)
         truth.require_positives(test, cell.split)
         criterion, vision = LOSSES[self.loss], cell.encoders.vision
-        model = Segmenter(vision, truth.labels, criterion, self.levels, self.primary, cell.adaptation)
+        model = Segmenter(vision, truth.labels, criterion, self.levels, self.primary, cell.adaptation, self.decoder)
 
         def data(rows: np.ndarray, augment: str | None = None) -> TargetImages:
             return TargetImages(cell.target, rows, cell.image_size, cell.seed, shown(augment), masks=truth.mask)
@@ -133,6 +138,10 @@ class Segmenter(Adapted):
         thresholds: (T,) above which a pixel may be called.
         primary: the metric that chooses the epoch, where the score does.
         adaptation: see Adapted.
+        decoder: see Segmentation.
+
+    Raises:
+        UserError: a decoder that does not fit the backbone.
     """
 
     thresholds: Tensor
@@ -145,9 +154,10 @@ class Segmenter(Adapted):
         thresholds: np.ndarray,
         primary: str,
         adaptation: Mapping[str, Any],
+        decoder: str | None = None,
     ) -> None:
         backbone.upsample_to = None
-        head = (PatchDecoder if backbone.is_vit else PyramidDecoder)(backbone, len(labels))
+        head = DECODERS[decoder or ("setr" if backbone.is_vit else "unet")](backbone, len(labels))
         super().__init__({"vision": backbone}, head, adaptation)
         self.labels, self.criterion, self.chosen_by = labels, criterion, primary
         self.register_buffer("thresholds", torch.tensor(thresholds, dtype=torch.float32), persistent=False)
@@ -202,7 +212,8 @@ class PyramidDecoder(nn.Module):
 
     def __init__(self, backbone: VisionBackbone, labels: int, widths: Sequence[int] = (256, 128, 64, 32, 16)) -> None:
         super().__init__()
-        assert backbone.stem_channels is not None
+        if backbone.stem_channels is None:
+            raise UserError("task.decoder=unet is for CNNs. Use setr, linear or upernet for a ViT.")
         channels = [backbone.spec.in_channels, backbone.stem_channels, *backbone.spec.pyramid_channels]
         self.decoder = UnetDecoder(channels, widths, n_blocks=len(widths))
         self.last = SegmentationHead(widths[-1], labels, kernel_size=3)
@@ -243,3 +254,50 @@ class PatchDecoder(nn.Module):
         size = image.shape[2:]
         same = logits.shape[2:] == size  # patches of other than 16 pixels need one step more
         return logits if same else F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+class LinearDecoder(nn.Module):
+    """One linear layer on each token, enlarged to the image (LoVT's linear segmentation).
+
+    Args:
+        backbone: any.
+        labels: number of masks.
+    """
+
+    def __init__(self, backbone: VisionBackbone, labels: int) -> None:
+        super().__init__()
+        self.last = nn.Linear(backbone.spec.token_dim, labels)
+
+    def forward(self, features: ImageFeatures, image: UInt8[Tensor, "B 1 H W"]) -> Float[Tensor, "B L H W"]:
+        """Logits of every pixel; of the image only the size matters."""
+        cells = self.last(features.tokens).transpose(1, 2).unflatten(2, features.grid)
+        return F.interpolate(cells, size=image.shape[2:], mode="bilinear", align_corners=False)
+
+
+class UPerDecoder(nn.Module):
+    """UPerNet's decoder (segmentation-models-pytorch) on the pyramid of any backbone.
+
+    Args:
+        backbone: any.
+        labels: number of masks.
+        width: channels of the decoder.
+    """
+
+    def __init__(self, backbone: VisionBackbone, labels: int, width: int = 256) -> None:
+        super().__init__()
+        channels = [backbone.spec.in_channels, 0, *backbone.spec.pyramid_channels]
+        self.decoder = UPerNetDecoder(channels, encoder_depth=len(channels) - 1, decoder_channels=width)
+        self.last = nn.Conv2d(width, labels, 3, padding=1)
+
+    def forward(self, features: ImageFeatures, image: UInt8[Tensor, "B 1 H W"]) -> Float[Tensor, "B L H W"]:
+        """Logits of every pixel; of the image only the size matters."""
+        logits = self.last(self.decoder([image, image, *features.pyramid]))
+        return F.interpolate(logits, size=image.shape[2:], mode="bilinear", align_corners=False)
+
+
+DECODERS: dict[str, Callable[[VisionBackbone, int], nn.Module]] = {
+    "unet": PyramidDecoder,
+    "setr": PatchDecoder,
+    "linear": LinearDecoder,
+    "upernet": UPerDecoder,
+}

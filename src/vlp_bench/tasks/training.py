@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import albumentations as A
 import numpy as np
@@ -109,7 +109,7 @@ def _padded(boxes: tuple[np.ndarray, ...]) -> Float[Tensor, "B N 5"]:
 
 
 class Adapted(LightningModule, ABC):
-    """Pre-trained parts with a new head on top.
+    """Pre-trained parts with a new head on top; `linear` says whether the head is one layer on a vector.
 
     Args:
         parts: the pre-trained modules, by name.
@@ -120,13 +120,20 @@ class Adapted(LightningModule, ABC):
         UserError: an adaptation that trains nothing, an unknown optimiser, layers to be trained that there are not.
     """
 
+    linear: ClassVar[bool] = False
+
     def __init__(self, parts: Mapping[str, nn.Module], head: nn.Module, adaptation: Mapping[str, Any]) -> None:
         super().__init__()
         self.parts, self.head, self.adaptation = nn.ModuleDict(parts), head, adaptation
         if "optimizer" not in adaptation:
             raise UserError(
                 f"adaptation={adaptation.get('name')} trains no layers by steps, and this task has some to train: "
-                "choose adaptation=probe, partial or finetune."
+                f"choose adaptation={'probe' if self.linear else 'frozen'}, partial or finetune."
+            )
+        if adaptation["standardise"] and not self.linear:
+            raise UserError(
+                f"adaptation={adaptation.get('name')} is for one linear layer, and this task trains more than that on "
+                "top of the encoder: choose adaptation=frozen, partial or finetune."
             )
         if adaptation["optimizer"] not in OPTIMIZERS:
             raise UserError(f"adaptation.optimizer={adaptation['optimizer']}: expected one of {', '.join(OPTIMIZERS)}.")
