@@ -1,4 +1,5 @@
-"""Does a map over an image point at what boxes say is there? 
+"""Does a map over an image point at what boxes say is there?
+
 A map has a value for each pixel, larger where the finding is thought to be; the truth is the union of the boxes of one
 finding on one image. Pixels count as inside by their centre.
 """

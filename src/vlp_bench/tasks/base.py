@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,9 +57,8 @@ class Target:
         columns = [self._column(values, label) for label in names.values()]
         self.targets = np.stack(columns, axis=1) if columns else np.zeros((len(values), 0), np.float32)
         known = ~np.isnan(self.targets)
-        self._usable = (known.all(1) if kind != "multilabel" else known.any(1)) & (
-            store.images["frontal"].to_numpy() if views == "frontal" else True
-        )
+        self.viewed = store.images["frontal"].to_numpy() | (views != "frontal")
+        self._usable = (known.all(1) if kind != "multilabel" else known.any(1)) & self.viewed
         if kind == "multiclass":
             self._usable &= np.nansum(self.targets, 1) == 1
 
@@ -207,7 +206,7 @@ class Picture:
 class Task(ABC):
     """A downstream task; `primary` names the metric that a table shows, `learns` whether it trains on labels."""
 
-    learns: ClassVar[bool] = True
+    learns: bool = True
 
     def __init__(self, primary: str) -> None:
         self.primary = primary

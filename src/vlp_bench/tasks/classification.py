@@ -18,7 +18,9 @@ from vlp_bench.metrics.classification import (
     macro_auroc,
     trivial_classification,
 )
-from vlp_bench.tasks.base import Cell, Outcome, Task
+from vlp_bench.tasks.base import Cell, Outcome, Picture, Task
+from vlp_bench.tasks.class_maps import LinearProbe, class_maps
+from vlp_bench.tasks.pictures import attention, class_activation
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
 from vlp_bench.types import LabelledBatch
 
@@ -53,9 +55,9 @@ class Classification(Task):
         target.require_both_classes(test, cell.split)
         target.require_both_classes(target.rows("train"), "train")
         if cell.adaptation["cached"]:
-            val_scores, scores, facts = _probe_cached(cell, train, val, test)
+            val_scores, scores, self.probe, facts = _probe_cached(cell, train, val, test)
         else:
-            val_scores, scores, facts = _train(cell, train, val, test, self.positive_weight)
+            val_scores, scores, self.probe, facts = _train(cell, train, val, test, self.positive_weight)
         if isinstance(self.thresholds, str):
             thresholds = choose_thresholds(val_scores, target.targets[val])
         else:
@@ -70,6 +72,12 @@ class Classification(Task):
             facts
             | {"train_images": len(train), "thresholds": dict(zip(target.labels, thresholds.tolist(), strict=True))},
         )
+
+    def pictures(self, cell: Cell, outcome: Outcome, count: int) -> list[Picture]:
+        """Class activation maps of a CNN, whose pooled feature is the mean of its cells; what a ViT attends to."""
+        if cell.encoders.vision.is_vit:
+            return attention(cell, count)
+        return class_activation(cell, class_maps(cell.encoders.vision, self.probe), outcome, count)
 
 
 def predictions_table(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
@@ -122,27 +130,42 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
-def _probe_cached(
-    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def linear_probe(cell: Cell, features: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> LinearProbe:
+    """Fit on standardised features; the penalty is that of `adaptation.penalties` with the lowest validation loss.
+
+    Args:
+        cell: gives targets and penalties.
+        features: (N, D) of the rows of `train` and of `val`.
+        rows: image rows of the same.
+    """
     multiclass = cell.target.kind == "multiclass"
-    x = {
-        k: torch.from_numpy(cell.features(rows)).double()
-        for k, rows in (("train", train), ("val", val), ("test", test))
-    }
+    x = {k: torch.from_numpy(features[k]).double() for k in ("train", "val")}
+    y = {k: torch.from_numpy(cell.target.targets[rows[k]]).double() for k in ("train", "val")}
     mean, std = _spread(x["train"])
     x = {k: (v - mean) / std for k, v in x.items()}
-    y = torch.from_numpy(cell.target.targets).double()
     best: tuple[float, float, Tensor, Tensor] | None = None
     for penalty in cell.adaptation["penalties"]:
-        weight, bias = logistic_regression(x["train"], y[train], penalty, multiclass)
-        loss = float(masked_loss(x["val"] @ weight + bias, y[val], multiclass))
+        weight, bias = logistic_regression(x["train"], y["train"], penalty, multiclass)
+        loss = float(masked_loss(x["val"] @ weight + bias, y["val"], multiclass))
         if best is None or loss < best[0]:
             best = (loss, penalty, weight, bias)
     assert best is not None
     _, penalty, weight, bias = best
-    scores = [_probabilities(x[k] @ weight + bias, multiclass) for k in ("val", "test")]
-    return scores[0], scores[1], {"penalty": penalty}
+    weight = weight / std[:, None]
+    return LinearProbe(weight, bias - mean @ weight, penalty)
+
+
+def _probe_cached(
+    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, LinearProbe, dict[str, Any]]:
+    rows = {"train": train, "val": val, "test": test}
+    features = {k: cell.features(r) for k, r in rows.items()}
+    probe = linear_probe(cell, features, rows)
+    scores = [
+        _probabilities(probe(torch.from_numpy(features[k]).double()), cell.target.kind == "multiclass")
+        for k in ("val", "test")
+    ]
+    return scores[0], scores[1], probe, {"penalty": probe.penalty}
 
 
 def _spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
@@ -191,6 +214,13 @@ class Classifier(Adapted):
         """Logits."""
         return self.head((self.parts["vision"](batch.image).pooled - self.mean) / self.std)
 
+    def probe(self) -> LinearProbe:
+        """The head as a function of pooled features as they are."""
+        head = {name: value.detach().double().cpu() for name, value in self.head.named_parameters()}
+        weight = head["weight"] / self.std.double().cpu()
+        shift = self.mean.double().cpu().expand(weight.shape[1])
+        return LinearProbe(weight.T, head["bias"] - weight @ shift)
+
     def loss(self, batch: LabelledBatch) -> Float[Tensor, ""]:
         """Masked loss."""
         return masked_loss(self(batch), batch.target, self.multiclass, self.positive_weight)
@@ -208,7 +238,7 @@ class Classifier(Adapted):
 
 def _train(
     cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray, weighted: bool
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, np.ndarray, LinearProbe, dict[str, Any]]:
     target, options = cell.target, cell.adaptation
     weight = positive_weight(torch.from_numpy(target.targets[train])) if weighted else None
     scale = _spread(torch.from_numpy(cell.features(train))) if options["standardise"] else ()
@@ -220,4 +250,4 @@ def _train(
 
     facts = fit(cell, model, data(train, options["augment"]), data(val, None))
     found = [torch.cat([p for p, _ in predict(cell, model, data(rows, None))]).numpy() for rows in (val, test)]
-    return found[0], found[1], facts
+    return found[0], found[1], model.probe(), facts
