@@ -32,6 +32,10 @@ class _Movable:
         """Copy with every tensor on `device`."""
         return self._map(lambda v: v.to(device, non_blocking=non_blocking))
 
+    def take(self: _M, index: Tensor) -> _M:
+        """Copy of the items of the batch at `index`, in that order; pyramids stay behind."""
+        return self._map(lambda v: v.take(index) if isinstance(v, _Movable) else v[index])
+
     def pin_memory(self: _M) -> _M:
         """Copy with every tensor in page-locked memory."""
         return self._map(lambda v: v.pin_memory())

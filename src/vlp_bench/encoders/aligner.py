@@ -34,6 +34,10 @@ class Aligner(nn.Module, ABC):
         """Score of every patch of image b with text b, where the method aligns patches; else None."""
         return None
 
+    def token_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B T P"] | None:
+        """Score of every patch of image b with each token of text b, where the method aligns words; else None."""
+        return None
+
     def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"] | None:
         """Score of every image with every text by their parts, where the method was trained so; else None."""
         return None
@@ -72,9 +76,14 @@ class DualEncoderAligner(Aligner):
 
     def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
         """Mean cosine similarity of a patch with the tokens of its own text."""
+        each = self.token_similarity(images, texts)
+        if each is None:
+            return None
+        return each.sum(1) / (texts.index.word >= 0).sum(1, keepdim=True).clamp(min=1)
+
+    def token_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B T P"] | None:
+        """Cosine similarity of a patch with each token of its own text, 0 for what is no word."""
         if self.patch is None or self.word is None:
             return None
-        patches = F.normalize(self.patch(images.tokens), dim=-1)
-        inner = texts.index.word >= 0
-        words = F.normalize(self.word(texts.tokens, inner), dim=-1).sum(1) / inner.sum(1, keepdim=True).clamp(min=1)
-        return (patches @ words[..., None]).squeeze(-1)
+        words = F.normalize(self.word(texts.tokens, texts.index.word >= 0), dim=-1)
+        return words @ F.normalize(self.patch(images.tokens), dim=-1).transpose(1, 2)

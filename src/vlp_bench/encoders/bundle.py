@@ -142,6 +142,28 @@ class Encoders:
             return scores
         raise UserError(f"{self.meta.get('name', 'This encoder')} cannot compare images and texts (no aligner).")
 
+    @torch.inference_mode()
+    def token_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B T P"] | None:
+        """Score of every patch of image b with each token of text b, 0 for what is no word; None without such scores.
+
+        A cosine where the method aligns words with patches, attention where it reads both together.
+        """
+        if self.aligner is not None:
+            return self.aligner.token_similarity(images, texts)
+        if self.joint is not None and self.text is not None:
+            return self.joint.token_similarity(self.text, images, texts)
+        return None
+
+    @torch.inference_mode()
+    def local_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B P"] | None:
+        """Score of every patch of image b with text b; None where the method has no such scores."""
+        if self.aligner is not None:
+            return self.aligner.local_similarity(images, texts)
+        each = self.token_similarity(images, texts)
+        if each is None:
+            return None
+        return each.sum(1) / (texts.index.word >= 0).sum(1, keepdim=True).clamp(min=1)
+
 
 def weights_hash(parts: Mapping[str, nn.Module]) -> str:
     """Twelve hex digits over the weights of all parts."""

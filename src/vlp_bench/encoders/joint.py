@@ -7,14 +7,14 @@ N image tokens and T text tokens make a sequence of S = N + 2 + T, in two blocks
 With the non-crossing mask the second block begins with a [CLS] of its own, which counts among the T.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from vlp_bench.encoders.text import TextBackbone
+from vlp_bench.encoders.text import TextBackbone, attention_rows
 from vlp_bench.errors import UserError
 from vlp_bench.types import ImageFeatures, TextFeatures
 
@@ -194,6 +194,20 @@ class JointEncoder(nn.Module):
         Raises:
             UserError: more image tokens than positions.
         """
+        x, mask = self.sequence(text, features, positions, words, real, attention, causal)
+        return text.bert.encoder(x, attention_mask=mask[:, None]).last_hidden_state
+
+    def sequence(
+        self,
+        text: TextBackbone,
+        features: Float[Tensor, "B N C"],
+        positions: Int[Tensor, "B N"],
+        words: Int[Tensor, "B T"],
+        real: Bool[Tensor, "B T"],
+        attention: str | None = None,
+        causal: Bool[Tensor, "B"] | None = None,
+    ) -> tuple[Float[Tensor, "B S D"], Bool[Tensor, "B S S"]]:
+        """What the layers of the BERT read, and who sees whom; arguments and errors as in `forward`."""
         if features.shape[1] > self.positions:
             raise UserError(
                 f"vision gives {features.shape[1]} image tokens and the joint encoder has {self.positions} positions. "
@@ -204,8 +218,7 @@ class JointEncoder(nn.Module):
         mask = attention_mask(
             attention or self.attention, features.shape[1], real, causal=causal, open_padding=self.open_padding
         )
-        x = self.embed(text, features, positions, words)
-        return text.bert.encoder(x, attention_mask=mask[:, None]).last_hidden_state
+        return self.embed(text, features, positions, words), mask
 
     def match(self, hidden: Float[Tensor, "B S D"], image_tokens: int) -> Float[Tensor, "B 2"]:
         """Logits of "these do not belong together" and "they do"."""
@@ -245,3 +258,23 @@ class JointEncoder(nn.Module):
         attention = "bi" if self.crosses else self.attention
         logits = self.match(self(text, tokens, places, ids[:, 1:], mask[:, 1:], attention), count)
         return logits[:, 1] - logits[:, 0]
+
+    def token_similarity(
+        self, text: TextBackbone, images: ImageFeatures, texts: TextFeatures
+    ) -> Float[Tensor, "B T N"] | None:
+        """Attention of each token of text b on the features of image b, mean over the heads of the last layer.
+
+        0 for what is no word; None where words do not see the image.
+        """
+        if not self.crosses:
+            return None
+        index, count = texts.index, images.tokens.shape[1]
+        places = torch.arange(count, device=images.tokens.device).expand(len(images.tokens), -1)
+        x, mask = self.sequence(text, images.tokens, places, index.ids[:, 1:], index.mask[:, 1:], "bi")
+        layers: Any = text.bert.encoder.layer
+        for layer in layers[:-1]:
+            x = layer(x, mask[:, None])
+        # with this mask all see the same
+        rows = attention_rows(layers[-1].attention.self, x, mask[:, 0], slice(count + 2, None))
+        seen = F.pad(rows[..., 1 : count + 1].float().mean(1), (0, 0, 1, 0))
+        return seen * (index.word >= 0)[..., None]

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,14 +109,18 @@ def quiet() -> None:
 
 def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
     """CSV always; wandb when asked for, with numbers and configuration only."""
-    made: list[Logger] = [Curves(out / "metrics.csv")]
-    if cfg.logger.wandb:
-        said = {k: v for k, v in plain(cfg).items() if k != "paths"}
-        made.append(WandbLogger(save_dir=out, name=out.name, config=said, log_model=False, **plain(cfg.logger.wandb)))
-    return made
+    return [Curves(out / "metrics.csv"), *wandb(cfg, out)]
 
 
-def close(loggers: list[Logger]) -> None:
+def wandb(cfg: DictConfig, out: Path) -> list[WandbLogger]:
+    """A logger to wandb that has been told the configuration, where `logger=wandb` asks for one."""
+    if not cfg.logger.wandb:
+        return []
+    said = {k: v for k, v in plain(cfg).items() if k != "paths"}
+    return [WandbLogger(save_dir=out, name=out.name, config=said, log_model=False, **plain(cfg.logger.wandb))]
+
+
+def close(loggers: Sequence[Logger]) -> None:
     """End wandb's run, or the next run of this process would log into it."""
     for logger in loggers:
         if isinstance(logger, WandbLogger) and rank_and_world()[0] == 0:

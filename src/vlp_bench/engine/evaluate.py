@@ -1,5 +1,6 @@
 """The verb `evaluate`: a backbone, a target and a task to `result.json` and `predictions.parquet`."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -78,13 +79,17 @@ def run(cfg: DictConfig, out: Path) -> Path:
     outcome = task.run(cell)
     about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
     _write(cfg, out, encoders, task, outcome, about)
+    pictures: list[Picture] = []
     if cfg.pictures and (not store.private or cfg.privacy.allow_media):
-        _draw(list(task.pictures(cell, outcome, cfg.pictures)), out / "pictures")
+        pictures = list(task.pictures(cell, outcome, cfg.pictures))
+    _draw(pictures, out / "pictures")
+    _log(cfg, out, outcome, pictures)
     _say(out, task, outcome)
     return out
 
 
 def _draw(pictures: list[Picture], out: Path) -> None:
+    shutil.rmtree(out, ignore_errors=True)  # of a run that this one overwrites
     if not pictures:
         return
     with whole(out) as folder:
@@ -95,6 +100,21 @@ def _draw(pictures: list[Picture], out: Path) -> None:
             cv2.imwrite(str(folder / name), picture.image)
             index.append({"file": name, "caption": picture.caption, "group": picture.group})
         write_json(folder / "index.json", index)
+
+
+def _log(cfg: DictConfig, out: Path, outcome: Outcome, pictures: list[Picture]) -> None:
+    """Numbers, and those pictures that may be kept, to wandb, where it is asked for."""
+    loggers = build.wandb(cfg, out)
+    groups: dict[str, list[Picture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.group, []).append(picture)
+    for logger in loggers:
+        for kind, found in (("test", outcome.metrics), ("trivial", outcome.trivial)):
+            logger.log_metrics({f"{kind}/{k}": v["value"] for k, v in found.items() if v["value"] is not None})
+        for group, shown in groups.items():
+            images = [cv2.cvtColor(picture.image, cv2.COLOR_BGR2RGB) for picture in shown]
+            logger.log_image(group, images, caption=[picture.caption for picture in shown])
+    build.close(loggers)
 
 
 def _measured(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> dict[str, Any]:

@@ -79,6 +79,13 @@ class GloriaAligner(Aligner):
         mean = unit(unit(self.word(words.vectors)).sum(1))
         return (unit(self.region(images.tokens)) @ mean[..., None]).squeeze(-1)
 
+    def token_similarity(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "B T P"]:
+        """Cosine similarity of a region with the word that each token of its own report is part of."""
+        of_words = unit(self.word(words_of(texts).vectors)) @ unit(self.region(images.tokens)).transpose(1, 2)
+        number = texts.index.word
+        each = of_words.gather(1, number.clamp(min=0)[..., None].expand(-1, -1, of_words.shape[2]))
+        return each * (number >= 0)[..., None]
+
     def local_scores(self, images: ImageFeatures, texts: TextFeatures) -> Float[Tensor, "Ni Nt"]:
         """Z of every image with every report."""
         words = words_of(texts)

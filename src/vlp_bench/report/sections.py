@@ -32,6 +32,7 @@ from vlp_bench.report.wording import (
     words,
 )
 
+WIDE = 600  # pixels from which a picture has a row of the gallery to itself
 MAX_PICTURE_BYTES = 16_000_000  # keeps the page light enough to be mailed
 CAVEAT_HEADS = {
     "breaks": "This protocol breaks",
@@ -334,7 +335,8 @@ def pictures_section(pictures: Sequence[Picture]) -> Markup:
             continue
         source = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
         image = tag("img", src=source, alt=picture.caption or "picture without caption", loading="lazy")
-        figure = tag("figure", image, tag("figcaption", picture.caption))
+        wide = int.from_bytes(picture.png[16:20], "big") > WIDE  # where a PNG says its width
+        figure = tag("figure", image, tag("figcaption", picture.caption), class_="wide" if wide else None)
         groups.setdefault(picture.group, []).append(figure)
     note = f"{counted(left_out, 'more picture')} lie in the run folders, too large for this page." if left_out else ""
     return render(

@@ -33,6 +33,10 @@ METRIC_NAMES = {
     "label_recall_micro": "recall of all findings together",
     "i2t": "image to text",
     "t2i": "text to image",
+    "pointing": "pointing game",
+    "cnr": "contrast-to-noise ratio",
+    "box_iou": "IoU of boxes",
+    "macro": "mean of labels",
 }
 
 
@@ -77,7 +81,7 @@ def metric_name(metric: str) -> str:
     head, _, tail = metric.partition("/")
     if tail:
         return f"{METRIC_NAMES.get(head, head)} {metric_name(tail)}"
-    return re.sub(r"^R@", "recall at ", metric)
+    return re.sub(r"^box_iou@", "IoU of boxes at least ", re.sub(r"^R@", "recall at ", metric))
 
 
 def words(name: str) -> str:

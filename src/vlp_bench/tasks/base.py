@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -206,7 +206,7 @@ class Picture:
 class Task(ABC):
     """A downstream task; `primary` names the metric that a table shows, `learns` whether it trains on labels."""
 
-    learns: ClassVar[bool] = True
+    learns: bool = True
 
     def __init__(self, primary: str) -> None:
         self.primary = primary

@@ -19,7 +19,9 @@ from vlp_bench.metrics.classification import (
     macro_auroc,
     trivial_classification,
 )
-from vlp_bench.tasks.base import Cell, Outcome, Task
+from vlp_bench.tasks.base import Cell, Outcome, Picture, Task
+from vlp_bench.tasks.class_maps import LinearProbe, class_maps
+from vlp_bench.tasks.pictures import attention, class_activation
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
 from vlp_bench.tasks.words import WordsDataset, joint_vector
 from vlp_bench.types import LabelledBatch, WordsBatch
@@ -52,6 +54,7 @@ class Classification(Task):
         if thresholds != "validation" and not isinstance(thresholds, int | float):
             raise UserError(f"task.thresholds={thresholds}: expected validation, or a number.")
         self.positive_weight, self.thresholds, self.reads = positive_weight, thresholds, reads
+        self.probe: LinearProbe | None = None
 
     def run(self, cell: Cell) -> Outcome:
         """Adapt, choose, measure.
@@ -66,9 +69,9 @@ class Classification(Task):
         if self.reads == "both":
             _require_joint(cell)
         if cell.adaptation["cached"]:
-            val_scores, scores, facts = _probe_cached(cell, train, val, test)
+            val_scores, scores, self.probe, facts = _probe_cached(cell, train, val, test)
         else:
-            val_scores, scores, facts = _train(cell, train, val, test, self)
+            val_scores, scores, self.probe, facts = _train(cell, train, val, test, self)
         if isinstance(self.thresholds, str):
             thresholds = choose_thresholds(val_scores, target.targets[val])
         else:
@@ -85,6 +88,12 @@ class Classification(Task):
             facts
             | {"train_images": len(train), "thresholds": dict(zip(target.labels, thresholds.tolist(), strict=True))},
         )
+
+    def pictures(self, cell: Cell, outcome: Outcome, count: int) -> list[Picture]:
+        """Class activation maps of a CNN, whose pooled feature is the mean of its cells; what a ViT attends to."""
+        if cell.encoders.vision.is_vit or self.probe is None:
+            return attention(cell, count)
+        return class_activation(cell, class_maps(cell.encoders.vision, self.probe), outcome, count)
 
 
 def predictions_table(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
@@ -137,27 +146,41 @@ def logistic_regression(
     return weight.detach(), bias.detach()
 
 
-def _probe_cached(
-    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def linear_probe(cell: Cell, features: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray]) -> LinearProbe:
+    """Fit on standardised features; the penalty is that of `adaptation.penalties` with the lowest validation loss.
+
+    Args:
+        cell: gives targets and penalties.
+        features: (N, D) of the rows of `train` and of `val`.
+        rows: image rows of the same.
+    """
     multiclass = cell.target.kind == "multiclass"
-    x = {
-        k: torch.from_numpy(cell.features(rows)).double()
-        for k, rows in (("train", train), ("val", val), ("test", test))
-    }
+    x = {k: torch.from_numpy(features[k]).double() for k in ("train", "val")}
+    y = {k: torch.from_numpy(cell.target.targets[rows[k]]).double() for k in ("train", "val")}
     mean, std = _spread(x["train"])
     x = {k: (v - mean) / std for k, v in x.items()}
-    y = torch.from_numpy(cell.target.targets).double()
     best: tuple[float, float, Tensor, Tensor] | None = None
     for penalty in cell.adaptation["penalties"]:
-        weight, bias = logistic_regression(x["train"], y[train], penalty, multiclass)
-        loss = float(masked_loss(x["val"] @ weight + bias, y[val], multiclass))
+        weight, bias = logistic_regression(x["train"], y["train"], penalty, multiclass)
+        loss = float(masked_loss(x["val"] @ weight + bias, y["val"], multiclass))
         if best is None or loss < best[0]:
             best = (loss, penalty, weight, bias)
     assert best is not None
     _, penalty, weight, bias = best
-    scores = [_probabilities(x[k] @ weight + bias, multiclass).float().numpy() for k in ("val", "test")]
-    return scores[0], scores[1], {"penalty": penalty}
+    weight = weight / std[:, None]
+    return LinearProbe(weight, bias - mean @ weight, penalty)
+
+
+def _probe_cached(
+    cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, LinearProbe, dict[str, Any]]:
+    rows = {"train": train, "val": val, "test": test}
+    features = {k: cell.features(r) for k, r in rows.items()}
+    probe = linear_probe(cell, features, rows)
+    multiclass = cell.target.kind == "multiclass"
+    logits = [probe(torch.from_numpy(features[k]).double()) for k in ("val", "test")]
+    scores = [_probabilities(found, multiclass).float().numpy() for found in logits]
+    return scores[0], scores[1], probe, {"penalty": probe.penalty}
 
 
 def _spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
@@ -217,6 +240,13 @@ class Classifier(Adapted):
         """Labels of a batch, nan where unknown."""
         return batch.target
 
+    def probe(self) -> LinearProbe:
+        """The head as a function of pooled features as they are."""
+        head = {name: value.detach().double().cpu() for name, value in self.head.named_parameters()}
+        weight = head["weight"] / self.std.double().cpu()
+        shift = self.mean.double().cpu().expand(weight.shape[1])
+        return LinearProbe(weight.T, head["bias"] - weight @ shift)
+
     def loss(self, batch: Any) -> Float[Tensor, ""]:
         """Masked loss."""
         return masked_loss(self(batch), self.targets(batch), self.multiclass, self.positive_weight)
@@ -255,7 +285,7 @@ def _require_joint(cell: Cell) -> None:
 
 def _train(
     cell: Cell, train: np.ndarray, val: np.ndarray, test: np.ndarray, task: Classification
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, np.ndarray, LinearProbe | None, dict[str, Any]]:
     target, options, encoders = cell.target, cell.adaptation, cell.encoders
     weight = positive_weight(torch.from_numpy(target.targets[train])) if task.positive_weight else None
     scale = _spread(torch.from_numpy(cell.features(train))) if options["standardise"] else ()
@@ -273,7 +303,9 @@ def _train(
 
     facts = fit(cell, model, data(train, options["augment"]), data(val, None))
     found = [torch.cat([p for p, _ in predict(cell, model, data(rows, None))]).numpy() for rows in (val, test)]
-    return found[0], found[1], facts
+    # of image and report together there is no map of the image
+    probe = model.probe() if task.reads == "image" else None
+    return found[0], found[1], probe, facts
 
 
 def _with_reports(cell: Cell, images: TargetImages) -> WordsDataset:

@@ -25,7 +25,7 @@ from vlp_bench.metrics.detection import (
 from vlp_bench.tasks.annotations import Annotations, shown
 from vlp_bench.tasks.base import Cell, Outcome, Picture, Task
 from vlp_bench.tasks.detection_heads import DetectionHead, FasterRCNNHead, YoloHead
-from vlp_bench.tasks.pictures import FOUND_AND_TRUE, boxed, show_first
+from vlp_bench.tasks.pictures import KEY, boxed, show_first
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
 from vlp_bench.types import LabelledBatch
 
@@ -142,7 +142,7 @@ class Detection(Task):
             found = found[found[:, 5] >= 0]
             called = found[found[:, 4] >= limits[found[:, 5].astype(int)]]
             drawn = boxed(image, true[true[:, 4] >= 0, :4], called[:, :4])
-            group = f"{cell.encoders.meta['name']}: {FOUND_AND_TRUE}"
+            group = f"{cell.encoders.meta['name']}: {KEY}"
             yield Picture(drawn, f"truth: {present}; {len(called)} found", group)
 
 

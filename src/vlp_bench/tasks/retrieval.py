@@ -17,6 +17,8 @@ from vlp_bench.metrics.retrieval import (
 from vlp_bench.tasks.base import Cell, Metrics, Outcome, Picture, Task
 from vlp_bench.tasks.pictures import attention
 from vlp_bench.tasks.scoring import Scores, pairs
+from vlp_bench.tasks.sentence_pictures import prototypes, reconstructions
+from vlp_bench.tasks.text_pictures import important_words, retrieved
 
 RELEVANT = ("pair", "class", "labels")
 CUTOFFS = (1, 5, 10)
@@ -112,8 +114,10 @@ class Retrieval(Task):
         )
 
     def pictures(self, cell: Cell, outcome: Outcome, count: int) -> list[Picture]:
-        """Where the encoders look in test images."""
-        return attention(cell, count)
+        """Where the encoders look, which reports they find, and what else the parts of the bundle can show."""
+        some = count // 4
+        looks = attention(cell, count - 2 * some) + retrieved(cell, some) + important_words(cell, some)
+        return looks + (prototypes(cell) + reconstructions(cell) if count > 0 else [])
 
 
 def _own_report(cell: Cell, rows: np.ndarray, studies: np.ndarray) -> Outcome:

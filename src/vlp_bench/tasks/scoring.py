@@ -44,6 +44,14 @@ def require_comparison(cell: Cell) -> None:
         )
 
 
+def report_tokens(cell: Cell, studies: np.ndarray) -> Tokens:
+    """The reports of studies in the pieces of the text encoder, which there must be."""
+    text, inputs = cell.encoders.text, cell.encoders.inputs
+    assert text is not None
+    pieces, _ = cell.target.store.pieces(text.tokenizer, inputs.form)
+    return assemble(pieces, studies, text.tokenizer, inputs.max_tokens)
+
+
 class Scores:
     """Scores of Ni images with the reports of Nt studies; nothing is computed before it is asked for.
 
@@ -62,10 +70,7 @@ class Scores:
 
     def tokens(self, places: np.ndarray) -> Tokens:
         """The reports at some places of `studies`."""
-        text, inputs = self.cell.encoders.text, self.cell.encoders.inputs
-        assert text is not None
-        pieces, _ = self.cell.target.store.pieces(text.tokenizer, inputs.form)
-        return assemble(pieces, self.studies[places], text.tokenizer, inputs.max_tokens)
+        return report_tokens(self.cell, self.studies[places])
 
     @torch.inference_mode()
     def _images(self) -> Tensor:

@@ -27,7 +27,7 @@ from vlp_bench.metrics.segmentation import (
 )
 from vlp_bench.tasks.annotations import UNKNOWN, Annotations, shown
 from vlp_bench.tasks.base import Cell, Outcome, Picture, Task
-from vlp_bench.tasks.pictures import FOUND_AND_TRUE, outlined, show_first
+from vlp_bench.tasks.pictures import KEY, outlined, show_first
 from vlp_bench.tasks.training import Adapted, TargetImages, fit, predict
 from vlp_bench.types import ImageFeatures, LabelledBatch
 
@@ -124,7 +124,7 @@ class Segmentation(Task):
         for place, image, true, called in zip(chosen, *shown_and_true, strict=True):
             present = ", ".join(np.array(truth.labels)[truth.positive[data.rows[place]]]) or "nothing"
             dice = outcome.predictions["mean_dice"].iloc[place]
-            group = f"{cell.encoders.meta['name']}: {FOUND_AND_TRUE}"
+            group = f"{cell.encoders.meta['name']}: {KEY}"
             yield Picture(outlined(image, true, called), f"truth: {present}; Dice {dice:.2f}", group)
 
 
