@@ -165,12 +165,12 @@ def test_accuracy_by_hand():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["dual", "joint"])
-def test_image_and_question_are_both_used(which, request, cell_of, monkeypatch):
+@pytest.mark.parametrize("method", ["convirt", "medvill"])
+def test_image_and_question_are_both_used(method, pretrained, cell_of, monkeypatch):
     """One of two questions has always the same answer, that of the other is seen in the image."""
     train = ["adaptation.epochs=25", "adaptation.batch_size=16", "adaptation.patience=25", "adaptation.warmup=0.1"]
     rate = ["adaptation.lr=3e-4", "adaptation.head_lr_scale=1", "adaptation.schedule=cosine"]
-    cell = cell_of(request.getfixturevalue(which), "task=vqa", "adaptation=finetune", *train, *rate)
+    cell = cell_of(pretrained(method), "task=vqa", "adaptation=finetune", *train, *rate)
     store = dealt_anew(monkeypatch, cell).target.store
     light = store.pixels(np.arange(len(store.images))).mean((1, 2))
     bright = light > np.median(light[store.images["frontal"]])
@@ -181,7 +181,7 @@ def test_image_and_question_are_both_used(which, request, cell_of, monkeypatch):
         ]
         for yes in bright
     ]
-    outcome = VQA("accuracy").run(with_extra(monkeypatch, cell, *asked))
+    outcome = VQA("accuracy", vector="product").run(with_extra(monkeypatch, cell, *asked))
     assert outcome.trivial["accuracy"]["value"] == pytest.approx(0.5, abs=0.02)
     # Without the image three in four would be right.
     assert outcome.metrics["accuracy"]["value"] > 0.85
