@@ -139,6 +139,8 @@ def test_sentencepieces_are_lower_case_without_accents_and_know_words_and_senten
     assert none == []
     assert max(w for _, w, _ in third) == 3
     assert pieces.fingerprint == SentencePieces(str(tmp_path / "m.model")).fingerprint
+    ids = pieces.encode([["the heart is large"]]).ids.tolist()
+    assert pieces.decode(np.array([[1, *ids, 2, ids[0]]])) == ["the heart is large"]
     assert (
         pieces.fingerprint != SentencePieces(str(write_sentencepiece(tmp_path / "n.model", sentences, 50))).fingerprint
     )
