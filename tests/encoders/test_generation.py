@@ -165,6 +165,10 @@ def test_enough_beams_find_the_best_report(seed):
     found = beam_search(Table(first, then), 3, 4**1, 3, 9, longest=4, to_the_end=True)
     wide = beam_search(Table(*table(seed)), 3, 4, 3, 9, longest=4)
     assert torch.equal(wide.report, found.report[:, : wide.report.shape[1]])  # stopping early changes nothing
+    # Nothing that goes on after an end competes with what has not ended.
+    after_end = found.words[:, :-1].gather(2, found.parents[:, 1:]) == 3
+    assert after_end.any() == (found.scores < -5000).any()
+    assert (found.scores[:, 1:][after_end] < -5000).all()
     for row in range(3):
         expected = best_of_all(first[row], then[row], 3, 4)
         got = wide.report[row].tolist()
