@@ -202,7 +202,9 @@ def test_the_probe_of_a_trained_head_gives_its_logits(pretrained, cell_of):
 
     cell = cell_of(pretrained("mgca"), "adaptation=probe")
     scale = torch.rand(2, 96) + 0.5
-    model = Classifier(cell.encoders.vision, 4, False, cell.adaptation, None, *scale).eval()
+    vision = cell.encoders.vision
+    form = (vision.spec.pooled_dim, 4, False, cell.adaptation, None)
+    model = Classifier({"vision": vision}, *form, *scale).eval()
     pooled = cell.encoders.vision(cell.pixels(np.arange(3))).pooled
     torch.testing.assert_close(
         model.probe()(pooled.double()).float(), model.head((pooled - scale[0]) / scale[1]), atol=1e-4, rtol=1e-4

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlp_bench.errors import UserError
+from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.tasks.base import Cell
 from vlp_bench.tasks.class_maps import Mapper, class_maps, last_map, seen
 from vlp_bench.tasks.classification import linear_probe
@@ -47,7 +47,7 @@ def _try(cell: Cell, found: Mapper, asked: dict[str, bool], kind: str) -> None:
             found(cell.encoders.vision(one, **asked), torch.tensor([0]), torch.tensor([0]))
         except _NoMap as error:
             name = cell.encoders.meta.get("name", "This backbone")
-            raise UserError(f"{name} has no maps of task.map={kind}: {error}.") from error
+            raise NotApplicable(f"{name} has no maps of task.map={kind}: {error}.") from error
 
 
 class _NoMap(Exception):
