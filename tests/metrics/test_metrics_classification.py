@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, roc_auc_score
 
 from vlp_bench.metrics import bootstrap_weights, choose_thresholds, classification_metrics, trivial_classification
+from vlp_bench.metrics.classification import agreement
 
 LABELS = ["a", "b", "c", "d"]
 
@@ -219,3 +220,13 @@ def test_ranking_ignores_monotone_transforms_and_order(rows, random):
     assert measured(shuffled, float) == pytest.approx(plain, abs=1e-12)
     mirrored = measured(rows, lambda s: -s)
     assert mirrored[0] == pytest.approx(1 - plain[0], abs=1e-12)
+
+
+def test_agreement_by_hand():
+    targets = np.eye(3)[[0, 0, 1, 2]]
+    scores = np.eye(3)[[0, 1, 1, 0]]
+    found = agreement(scores, targets)
+    # precision 1/2, 1/2, 0; recall 1/2, 1, 0; agreed 2/4, by chance (2 * 2 + 1 * 2 + 1 * 0) / 16
+    assert found["precision"] == pytest.approx(1 / 3)
+    assert found["recall"] == pytest.approx(1 / 2)
+    assert found["kappa"] == pytest.approx((0.5 - 6 / 16) / (1 - 6 / 16))

@@ -185,3 +185,8 @@ def test_image_and_question_are_both_used(method, pretrained, cell_of, monkeypat
     assert outcome.trivial["accuracy"]["value"] == pytest.approx(0.5, abs=0.02)
     # Without the image three in four would be right.
     assert outcome.metrics["accuracy"]["value"] > 0.85
+
+
+def test_a_training_answer_outside_the_given_vocabulary_is_refused(dual, cell_of):
+    with pytest.raises(UserError, match=r"is not in the vocabulary of 2 \(task.answers\)"):
+        VQA("accuracy", answers=["Yes", "no"]).run(cell_of(dual, *SHORT))

@@ -83,6 +83,7 @@ def test_summed_scores_of_classes(method, pretrained, cell_of, store):
     table = outcome.predictions
     np.testing.assert_allclose(table[["score_Devices", "score_None"]].sum(axis=1), 2.0, rtol=1e-5)
     assert 0 <= outcome.metrics["accuracy"]["value"] <= 1
+    assert set(outcome.facts["agreement"]) == {"precision", "recall", "kappa"}
 
 
 def test_summed_scores_by_hand():

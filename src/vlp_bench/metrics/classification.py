@@ -378,3 +378,17 @@ def averaged_scores(probabilities: ArrayLike, targets: ArrayLike, threshold: flo
             ("f1", f1_score(targets, called, average=average, zero_division=0)),
         )
     }
+
+
+def agreement(scores: ArrayLike, targets: ArrayLike) -> dict[str, float]:
+    """What PRIOR reports beside accuracy and F1: macro precision and recall (0 for a class never named), and kappa.
+
+    Args:
+        scores: (N, C), of which the highest names the class.
+        targets: (N, C) of 0 and 1, exactly one class each.
+    """
+    from sklearn.metrics import cohen_kappa_score, precision_recall_fscore_support
+
+    true, named = np.argmax(targets, axis=1), np.argmax(scores, axis=1)
+    precision, recall, _, _ = precision_recall_fscore_support(true, named, average="macro", zero_division=0)
+    return {"precision": float(precision), "recall": float(recall), "kappa": float(cohen_kappa_score(true, named))}

@@ -44,6 +44,7 @@ class VQA(Task):
         train_vision: False keeps the image encoder frozen, whatever the adaptation says (MedViLL's code).
         organ: only questions on this organ, such as chest; None takes them all.
         max_tokens: longest question, special tokens included.
+        answers: the vocabulary; None takes the answers of the training questions, the most frequent first.
 
     Raises:
         UserError: an unknown option.
@@ -59,6 +60,7 @@ class VQA(Task):
         train_vision: bool = True,
         organ: str | None = None,
         max_tokens: int = 40,
+        answers: Sequence[str] | None = None,
     ) -> None:
         super().__init__(primary)
         known = {"clean": (clean, ("none", "published")), "vector": (vector, VECTORS), "loss": (loss, LOSSES)}
@@ -67,6 +69,7 @@ class VQA(Task):
                 raise UserError(f"task.{name}={value}: expected one of {', '.join(allowed)}.")
         self.clean, self.vector, self.binary, self.hidden = clean, vector, loss == "sigmoid", hidden
         self.train_vision, self.organ, self.max_tokens = train_vision, organ, max_tokens
+        self.answers = None if answers is None else [normalised(a) for a in answers]
 
     def run(self, cell: Cell) -> Outcome:
         """Train on the questions of the training subset, measure on those of the split.
@@ -80,7 +83,7 @@ class VQA(Task):
         asked = questions(cell.target, self.organ)
         parts = {split: _of_split(cell, asked, split) for split in ("train", "val", cell.split)}
         train, test = parts["train"], parts[cell.split]
-        answers = [answer for answer, _ in Counter(a for s in train["scores"] for a in s).most_common()]
+        answers = _vocabulary(train, self.answers, cell.target.name)
         model = Answerer(cell.encoders, len(answers), self.vector, self.binary, cell.adaptation, self.hidden)
         if not self.train_vision:
             model.parts["vision"].requires_grad_(False)
@@ -213,6 +216,25 @@ def _of_split(cell: Cell, asked: pd.DataFrame, split: str) -> pd.DataFrame:
     if split == "train":
         items = items[items["row"].isin(cell.train_rows(np.unique(items["row"].to_numpy())))]
     return items.reset_index(drop=True)
+
+
+def _vocabulary(train: pd.DataFrame, given: list[str] | None, target: str) -> list[str]:
+    """The answers that may be given.
+
+    Raises:
+        UserError: a training answer is not in the given vocabulary.
+    """
+    if given is None:
+        return [answer for answer, _ in Counter(a for s in train["scores"] for a in s).most_common()]
+    known = train["scores"].map(lambda scores: any(a in given for a in scores))
+    if not known.all():
+        first = train[~known].iloc[0]
+        raise UserError(
+            f"target={target}: the answer {first['answer']!r} of image {first['image_id']} is not in the vocabulary of "
+            f"{len(given)} (task.answers), nor are those of {int((~known).sum()) - 1} more training questions. "
+            "Add them, or take the questions out."
+        )
+    return given
 
 
 def soft_targets(scores: Iterable[Mapping[str, float]], answers: Sequence[str]) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.classification import (
+    agreement,
     choose_thresholds,
     classification_metrics,
     macro_auroc,
@@ -151,7 +152,8 @@ class ZeroShot(Task):
                 "chosen_prompts": chosen,
                 "prompts": {s.name: s.texts for s in sets},
                 "by_prompts": {name: {k: found[k] for k in whole} for name, found in measured.items()},
-            },
+            }
+            | ({"agreement": agreement(on_test[chosen], target.targets[test])} if multiclass else {}),
         )
 
     @torch.inference_mode()
