@@ -20,6 +20,7 @@ from vlp_bench.metrics import (
 )
 from vlp_bench.metrics.bootstrap import Patients
 from vlp_bench.metrics.classification import macro_auroc
+from vlp_bench.metrics.detection import Boxes, match, matches_to_table, precision_statistic
 from vlp_bench.report import build_report
 from vlp_bench.report.boards import NOISE, OVERLAP, boards
 from vlp_bench.report.collect import collect
@@ -140,6 +141,29 @@ def test_means_over_items_are_compared(tmp_path):
     a, b = ([mean_statistic(values[name][order], groups)] for name in "ab")
     (value_a, value_b), drawn = paired_bootstrap([a, b], groups.count, resamples=2000)
     assert pair.difference == bootstrap_difference(value_a, value_b, *drawn)
+
+
+def test_boxes_are_compared_by_their_precision_in_each_resample(tmp_path):
+    rng = np.random.default_rng(0)
+    images, made = 40, {}
+    corners = rng.uniform(0, 30, (images, 2))
+    truth = Boxes(np.arange(images), np.zeros(images, int), np.hstack([corners, corners + 20]), None)
+    for name, off in (("a", 1.0), ("b", 6.0)):
+        moved = truth.xyxy + rng.normal(0, off, (images, 1))
+        made[name] = match(truth, Boxes(truth.image, truth.label, moved, rng.random(images)), images, ["x"])
+    for name, matches in made.items():
+        (value,) = precision_statistic(matches, Patients.of(np.arange(images)))(np.ones((1, images), np.int32))
+        entry = {"value": float(value), "low": None, "high": None, "n": images}
+        result = fake.retrieval(name, 0.1) | {"task": "detection", "primary": "map", "metrics": {"map": entry}}
+        folder = fake.write_result(tmp_path / name, result)
+        ids = pd.DataFrame({"item_id": np.arange(images), "patient_id": np.arange(images) // 2})
+        table = pd.concat([ids, matches_to_table(matches)], axis=1)
+        table.sample(frac=1, random_state=len(name)).to_parquet(folder / "predictions.parquet", index=False)
+    board = board_of(tmp_path)
+    assert reasons(board) == {}
+    (pair,) = board.groups[0].pairs
+    assert pair.difference.value == pytest.approx(abs(np.diff([c.value for _, _, c in board.cells()])[0]))
+    assert 0 < pair.difference.low < pair.difference.high
 
 
 # -- what is not compared

@@ -7,8 +7,10 @@ targets are the same. What cannot be compared is named with its reason, and keep
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,13 +59,17 @@ class _NotCompared(Exception):
 
 @dataclass(frozen=True)
 class _Predictions:
-    """The test items of one run, sorted by name, and what it predicted: scores (N, L), or values (N,) to average."""
+    """The test items of one run, sorted by name, and what it predicted.
+
+    That is scores (N, L), values (N,) to average, or something that gives the statistic itself.
+    """
 
     items: NDArray[np.str_]
     patients: NDArray[np.str_]
     targets: NDArray[np.float64]
     scores: NDArray[np.float64] | None
     values: NDArray[np.float64]
+    given: Callable[[Patients], Statistic] | None = None
 
     @property
     def key(self) -> str:
@@ -75,6 +81,8 @@ class _Predictions:
         """The metric as a function of how often each patient counts."""
         if self.scores is not None:
             return auroc_statistic(self.scores, self.targets, patients)
+        if self.given is not None:
+            return self.given(patients)
         return mean_statistic(self.values, patients)
 
 
@@ -197,6 +205,8 @@ def _read(run: Evaluation, metric: str) -> _Predictions:
 
     try:
         stored = set(parquet.read_schema(run.predictions).names)
+        if any(name.startswith("truths_") for name in stored):
+            return _of_boxes(parquet.read_table(run.predictions, use_threads=False).to_pandas(), run, metric)
         wanted = _columns(stored, run, metric)
         table = parquet.read_table(run.predictions, columns=["item_id", "patient_id", *wanted], use_threads=False)
     except _NotCompared:
@@ -219,6 +229,24 @@ def _read(run: Evaluation, metric: str) -> _Predictions:
         numbers[:, ::2] if scored else None,
         numbers[:, 0],
     )
+    _verify(found, run, metric)
+    return found
+
+
+def _of_boxes(table: Any, run: Evaluation, metric: str) -> _Predictions:
+    """Read the matches of boxes; images are the items, and how many boxes they have are the targets."""
+    from vlp_bench.metrics.detection import AVERAGED, matches_from_table, precision_statistic  # imports pandas
+
+    if metric not in AVERAGED:
+        raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
+    table = table.assign(item_id=table["item_id"].astype(str)).sort_values("item_id", ignore_index=True)
+    if table["item_id"].duplicated().any():
+        raise _NotCompared("the predictions name an item twice")
+    matches = matches_from_table(table)
+    truths = np.stack([np.where(m.known, m.truths, np.nan) for m in matches.values()], axis=1)
+    items, patients = (table[c].astype(str).to_numpy(np.str_) for c in ("item_id", "patient_id"))
+    given = partial(precision_statistic, matches, name=metric)
+    found = _Predictions(items, patients, truths, None, np.zeros(len(table)), given)
     _verify(found, run, metric)
     return found
 
