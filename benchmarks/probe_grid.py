@@ -68,12 +68,12 @@ def main() -> None:
         rows.append((f"{fraction:.0%}", f"{means[0]:.3f}", f"{means[1]:.3f}", f"{sum(inside)} of {len(inside)}"))
     table = pipe_table(("labels", "trained by steps", "on kept features", "inside its interval"), rows)
     text = (
-        f"\nThe whole grid of {sum(map(len, cached.values()))} cells: {trained_seconds:.0f} s trained by steps, "
+        f"The whole grid of {sum(map(len, cached.values()))} cells: {trained_seconds:.0f} s trained by steps, "
         f"{seconds:.1f} s on kept features, {trained_seconds / seconds:.0f} times faster. AUROC, mean over subsets:\n"
     )
     print(f"{text}\n{table}")
     if arguments.out:
-        put(arguments.out, f"{text}\n{table}")
+        put(arguments.out, f"{text}\n{table}", "probes")
 
 
 if __name__ == "__main__":
