@@ -88,3 +88,8 @@ def test_sides_are_swapped_and_swapping_twice_changes_nothing():
     text = "LEFT and right-sided; Left/Right, copyright, leftward"
     assert swap_laterality(text) == "RIGHT and left-sided; Right/Left, copyright, leftward"
     assert swap_laterality(swap_laterality(text)) == text
+
+
+def test_pieces_of_one_word_are_kept_when_asked():
+    assert clean_alphanumeric("Edema. No effusion.") == ["no effusion"]
+    assert clean_alphanumeric("Edema. No effusion.", shortest=1) == ["edema", "no effusion"]

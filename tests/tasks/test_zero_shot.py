@@ -29,6 +29,13 @@ def test_sentences_of_a_set():
     assert len(Prompts("x", SHIPPED["combined"], ["Edema"]).texts) == 3
 
 
+def test_a_prompt_of_one_word_keeps_it(pretrained):
+    """Cleaning drops such sentences of reports; as prompts all labels would be the same empty text."""
+    texts = pretrained("mgca").encode_texts(["edema", "pneumothorax", "no edema"])
+    assert (texts.index.word >= 0).sum(1).min() > 0
+    assert not torch.allclose(texts.pooled[0], texts.pooled[1])
+
+
 def test_a_set_without_a_label_is_refused():
     with pytest.raises(UserError, match="combined has no words for Hernia"):
         Prompts("combined", SHIPPED["combined"], ["Edema", "Hernia"])

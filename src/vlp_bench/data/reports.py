@@ -126,18 +126,18 @@ def select_text(study: Mapping[str, str], policy: str) -> str:
     return choices[policy]
 
 
-def clean_alphanumeric(text: str) -> list[str]:
+def clean_alphanumeric(text: str, shortest: int = 2) -> list[str]:
     r"""Sentences in lower case without punctuation, by the rules of GLoRIA and MGCA (supplement A.1).
 
     A number with a point after it ends a sentence, as in a numbered list (and, for want of better, inside 1.5); pieces
-    of one word are dropped; what is not ASCII is removed.
+    of fewer words than `shortest` are dropped; what is not ASCII is removed.
 
     >>> clean_alphanumeric("1. Stable cardiomegaly.  2. Left-sided PICC. Unchanged.")
     ['stable cardiomegaly', 'left sided picc']
     """
     pieces = re.split(r"[0-9]*\.", text.replace("\n", " "))
     words = [re.findall(r"\w+", piece.replace("\ufffd\ufffd", " ").lower()) for piece in pieces]
-    ascii_words = [[w.encode("ascii", "ignore").decode() for w in ws] for ws in words if len(ws) > 1]
+    ascii_words = [[w.encode("ascii", "ignore").decode() for w in ws] for ws in words if len(ws) >= shortest]
     return [" ".join(filter(None, ws)) for ws in ascii_words if any(ws)]
 
 

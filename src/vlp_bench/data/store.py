@@ -42,9 +42,9 @@ class TextForm:
         """The sentences of one report."""
         return self.cut(select_text(study, self.sections))
 
-    def cut(self, text: str) -> list[str]:
-        """The sentences of a text that was chosen already."""
-        return clean_alphanumeric(text) if self.clean == "alphanumeric" else split_sentences(text)
+    def cut(self, text: str, shortest: int = 2) -> list[str]:
+        """The sentences of a text that was chosen already; those of fewer words than `shortest` may be dropped."""
+        return clean_alphanumeric(text, shortest) if self.clean == "alphanumeric" else split_sentences(text)
 
 
 class PreparedData:

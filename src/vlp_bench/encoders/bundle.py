@@ -112,7 +112,7 @@ class Encoders:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextFeatures:
-        """Features of N texts, cleaned and cut into sentences as in pre-training.
+        """Features of N texts, cleaned and cut into sentences as in pre-training; a text of one word keeps it.
 
         Raises:
             UserError: the bundle has no text encoder.
@@ -120,7 +120,8 @@ class Encoders:
         if self.text is None:
             raise UserError(f"{self.meta.get('name', 'This encoder')} has no text encoder.")
         inputs = self.inputs
-        pieces = self.text.tokenizer.encode([inputs.form.cut(t) for t in texts])
+        cut = inputs.form.cut
+        pieces = self.text.tokenizer.encode([cut(t) or cut(t, shortest=1) for t in texts])
         return self.text(assemble(pieces, np.arange(len(texts)), self.text.tokenizer, inputs.max_tokens))
 
     @torch.inference_mode()

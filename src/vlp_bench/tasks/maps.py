@@ -57,14 +57,10 @@ class _NoMap(Exception):
 def _local(cell: Cell, prompt: str, labels: Sequence[str]) -> tuple[Mapper, dict[str, Any]]:
     require_comparison(cell)
     encoders = cell.encoders
+    if "{label}" not in prompt:
+        raise UserError(f"task.prompt={prompt} has no {{label}}: every label would have the same map.")
     prompts = [prompt.replace("{label}", label.lower()) for label in labels]
     texts = encoders.encode_texts(prompts)
-    empty = [prompt for prompt, words in zip(prompts, texts.index.word, strict=True) if (words < 0).all()]
-    if empty:
-        raise UserError(
-            f"task.prompt={prompt} leaves no word of {empty[0]!r} when texts are cleaned as in pre-training, which "
-            "drops sentences of one word. Make it longer."
-        )
 
     def maps(features: ImageFeatures, image: Tensor, label: Tensor) -> Float[Tensor, "N h w"]:
         scores = encoders.local_similarity(features.to("cpu").take(image), texts.take(label))
