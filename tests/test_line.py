@@ -318,3 +318,10 @@ def test_wandb_gets_numbers_and_configuration_but_no_report(here, tmp_path, monk
         assert not any(s in sent for s in sentences)
         assert not list(log.parent.glob("files/**/*.png"))
         assert not (log.parent / "files" / "output.log").exists()
+
+
+def test_a_metric_that_is_not_measured_costs_no_run(here, capsys):
+    shared = ["trainer=smoke", "paths.output_root=primary", "paths.cache=cache", "adaptation=probe_cached"]
+    assert run_cli("evaluate", "backbone=random", "task.primary=aurocs", *shared) == 0
+    assert "task.primary=aurocs is not measured" in capsys.readouterr().err.replace("\n", " ")
+    assert json.loads((only(here, "primary/evaluate/*") / "result.json").read_text())["primary"] == "auroc"

@@ -77,6 +77,11 @@ def run(cfg: DictConfig, out: Path) -> Path:
     )
     task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
     outcome = task.run(cell)
+    if task.primary not in outcome.metrics:
+        first = next(iter(outcome.metrics))
+        known = ", ".join(name for name in outcome.metrics if name.partition("/")[2] not in outcome.labels)
+        console.print(f"task.primary={task.primary} is not measured ({known}); {first} is shown.", style="yellow")
+        task.primary = first
     about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
     _write(cfg, out, encoders, task, outcome, about)
     pictures: list[Picture] = []

@@ -27,7 +27,10 @@ def pairs(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     use = (images["split"] == cell.split) & images["frontal"] & (np.diff(pieces.offsets)[images["study"]] > 0)
     first = images[use].groupby("study").head(1)
     if first.empty:
-        raise UserError(f"target={cell.target.name} has no {cell.split} study with a frontal image and a report.")
+        raise UserError(
+            f"target={cell.target.name} has no {cell.split} study with a frontal image and a report that these "
+            f"encoders read (sections={inputs.sections})."
+        )
     return first.index.to_numpy(), first["study"].to_numpy()
 
 
