@@ -86,12 +86,12 @@ def metric_name(metric: str) -> str:
 
 def words(name: str) -> str:
     """Write an identifier in words."""
-    return name.replace("_", " ").replace("-", " ").strip()
+    return "VQA" if name == "vqa" else name.replace("_", " ").replace("-", " ").strip()
 
 
 def sentence(text: str) -> str:
-    """Begin with a capital, leaving the rest alone."""
-    return text[:1].upper() + text[1:]
+    """Begin with a capital, leaving the rest alone, and also a name such as mAP."""
+    return text if text[1:2].isupper() else text[:1].upper() + text[1:]
 
 
 def short(fingerprint: str) -> str:
