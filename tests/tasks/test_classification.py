@@ -130,3 +130,11 @@ def test_the_best_epoch_is_kept(dual, cell_of, monkeypatch):
     assert len(seen) == 3
     assert torch.equal(made[0].head.weight, seen[0])
     assert not torch.equal(seen[0], seen[2])
+
+
+def test_of_several_rates_validation_chooses(dual, cell_of):
+    options = ("adaptation.lr=[1e-6,2e-2]", "adaptation.epochs=2", "adaptation.min_steps=20")
+    facts = Classification("auroc").run(cell_of(dual, "adaptation=probe", *options)).facts
+    assert facts["lr"] == 2e-2
+    assert facts["tried"].keys() == {"1e-06", "0.02"}
+    assert facts["best_val_loss"] == facts["tried"]["0.02"] < facts["tried"]["1e-06"]

@@ -251,6 +251,9 @@ def loader(cell: Cell, data: Dataset, *, train: bool) -> DataLoader:
 def fit(cell: Cell, model: Adapted, train: Dataset, val: Dataset) -> dict[str, Any]:
     """Train until validation no longer improves, and leave `model` as it was at its best.
 
+    With several learning rates (`adaptation.lr=[1e-4,1e-3]`) the training begins anew with each of them, and validation
+    chooses among them, too.
+
     Args:
         cell: gives the trainer and the adaptation.
         model: trained in place.
@@ -258,9 +261,33 @@ def fit(cell: Cell, model: Adapted, train: Dataset, val: Dataset) -> dict[str, A
         val: the same.
 
     Returns:
-        Facts for the result: how many epochs, and the best value of what chose.
+        Facts for the result: how many epochs, the best value of what chose, and the rates that were tried.
     """
-    options = cell.adaptation
+    rates = cell.adaptation["lr"]
+    if not isinstance(rates, list | tuple):
+        return _fit(cell, model, train, val, rates)
+    sign = 1 if cell.adaptation["select"] == "loss" else -1
+    start, found = _state(model), {}
+    for rate in rates:
+        model.load_state_dict(start)
+        facts = _fit(cell, model, train, val, rate)
+        value = facts[f"best_val_{cell.adaptation['select']}"]
+        found[rate] = (float("inf") if value is None else sign * value, facts, _state(model))
+    chosen = min(found, key=lambda rate: found[rate][0])
+    model.load_state_dict(found[chosen][2])
+    return found[chosen][1] | {
+        "lr": chosen,
+        "tried": {str(rate): sign * value for rate, (value, _, _) in found.items()},
+    }
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _fit(cell: Cell, model: Adapted, train: Dataset, val: Dataset, lr: float) -> dict[str, Any]:
+    options = {**cell.adaptation, "lr": lr}
+    model.adaptation = options
     batches = loader(cell, train, train=True)
     monitor, mode = {"loss": ("val/loss", "min"), "score": ("val/score", "max")}[options["select"]]
     best = ModelCheckpoint(cell.out / "checkpoints", "best", monitor=monitor, mode=mode, enable_version_counter=False)
