@@ -1,11 +1,19 @@
 """Classification by steps: what is frozen, what is read, and what is refused."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from vlp_bench.errors import NotApplicable, UserError
-from vlp_bench.tasks.classification import Classification, Classifier, masked_loss, positive_weight
+from vlp_bench.tasks.classification import (
+    Classification,
+    Classifier,
+    linear_probe,
+    masked_loss,
+    positive_weight,
+)
 from vlp_bench.tasks.training import TargetImages
 
 
@@ -138,3 +146,26 @@ def test_of_several_rates_validation_chooses(dual, cell_of):
     assert facts["lr"] == 2e-2
     assert facts["tried"].keys() == {"1e-06", "0.02"}
     assert facts["best_val_loss"] == facts["tried"]["0.02"] < facts["tried"]["1e-06"]
+
+
+@pytest.mark.parametrize("images", [12, 60])
+def test_the_cached_probe_is_the_logistic_regression_of_scikit_learn(images):
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    features = rng.normal(2.0, 3.0, (images + 40, 20)).astype(np.float32)
+    targets = (features[:, :2] + rng.normal(0, 4, (images + 40, 2)) > 2).astype(np.float32)
+    rows = {"train": np.arange(images), "val": np.arange(images, images + 40)}
+    given = SimpleNamespace(
+        adaptation={"penalties": [0.1, 0.01]}, target=SimpleNamespace(kind="multilabel", targets=targets)
+    )
+    probe = linear_probe(given, {k: features[r] for k, r in rows.items()}, rows)
+    train = features[rows["train"]].astype(np.float64)
+    mean, std = train.mean(0), train.std(0)
+    for label in (0, 1):
+        # theirs is C sum of losses + |w|^2 / 2; ours the mean over both labels
+        theirs = LogisticRegression(C=1 / (probe.penalty * images * 2), tol=1e-10, max_iter=5000)
+        theirs.fit((train - mean) / std, targets[rows["train"], label])
+        expected = theirs.decision_function((features[rows["val"]] - mean) / std)
+        got = probe(torch.from_numpy(features[rows["val"]]).double())[:, label]
+        np.testing.assert_allclose(got, expected, atol=2e-3)

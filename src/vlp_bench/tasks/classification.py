@@ -129,11 +129,20 @@ def positive_weight(targets: Float[Tensor, "N L"]) -> Float[Tensor, " L"]:
 
 
 def logistic_regression(
-    features: Float[Tensor, "N D"], targets: Float[Tensor, "N L"], penalty: float, multiclass: bool
+    features: Float[Tensor, "N D"],
+    targets: Float[Tensor, "N L"],
+    penalty: float,
+    multiclass: bool,
+    start: tuple[Float[Tensor, "D L"], Float[Tensor, " L"]] | None = None,
 ) -> tuple[Float[Tensor, "D L"], Float[Tensor, " L"]]:
-    """Weights and biases that minimise the masked loss plus penalty/2 ||W||^2, to convergence (L-BFGS, float64)."""
-    weight = torch.zeros(features.shape[1], targets.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(targets.shape[1], dtype=torch.float64, requires_grad=True)
+    """Weights and biases that minimise the masked loss plus penalty/2 ||W||^2, to convergence (L-BFGS, float64).
+
+    The loss is convex: `start`, such as the solution under another penalty, only saves iterations.
+    """
+    if start is None:
+        width, labels = features.shape[1], targets.shape[1]
+        start = torch.zeros(width, labels, dtype=torch.float64), torch.zeros(labels, dtype=torch.float64)
+    weight, bias = (value.clone().requires_grad_(True) for value in start)
     solver = torch.optim.LBFGS([weight, bias], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
     def closure() -> Tensor:
@@ -159,15 +168,20 @@ def linear_probe(cell: Cell, features: Mapping[str, np.ndarray], rows: Mapping[s
     y = {k: torch.from_numpy(cell.target.targets[rows[k]]).double() for k in ("train", "val")}
     mean, std = _spread(x["train"])
     x = {k: (v - mean) / std for k, v in x.items()}
+    # the weights lie in the span of the training features, which few labels make small
+    basis = torch.linalg.qr(x["train"].T).Q if len(x["train"]) < x["train"].shape[1] else None
+    if basis is not None:
+        x = {k: v @ basis for k, v in x.items()}
     best: tuple[float, float, Tensor, Tensor] | None = None
-    for penalty in cell.adaptation["penalties"]:
-        weight, bias = logistic_regression(x["train"], y["train"], penalty, multiclass)
+    solution = None
+    for penalty in sorted(cell.adaptation["penalties"], reverse=True):
+        solution = weight, bias = logistic_regression(x["train"], y["train"], penalty, multiclass, solution)
         loss = float(masked_loss(x["val"] @ weight + bias, y["val"], multiclass))
         if best is None or loss < best[0]:
             best = (loss, penalty, weight, bias)
     assert best is not None
     _, penalty, weight, bias = best
-    weight = weight / std[:, None]
+    weight = (weight if basis is None else basis @ weight) / std[:, None]
     return LinearProbe(weight, bias - mean @ weight, penalty)
 
 
