@@ -32,7 +32,7 @@ test: $(STAMP)  ## fast tests
 	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term:skip-covered
 
 test-all: $(STAMP)  ## every test: also DDP, wheel, kills, notebooks
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest
 
 demo: $(STAMP)  ## data, pre-training, evaluation and a report, in minutes
 	$(BIN)/vlp-bench demo
