@@ -64,6 +64,8 @@ def test_too_many_layers_and_unknown_options_are_refused(dual, cell_of):
         ("adaptation.trained_layers=99", "has .* layers"),
         ("adaptation.trained_layers=-1", "trained_layers=-1"),
         ("adaptation.optimizer=adamx", "adaptation.optimizer=adamx"),
+        ("adaptation.select=auroc", "adaptation.select=auroc"),
+        ("adaptation.batch_statistics=both", "adaptation.batch_statistics=both"),
         ("adaptation.augment=flop", "adaptation.augment=flop"),
     ):
         with pytest.raises(UserError, match=said):

@@ -8,7 +8,8 @@ part brings its `vocab.txt`.
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -35,6 +36,19 @@ from vlp_bench.types import ImageFeatures, TextFeatures
 SCHEMA = 1
 
 
+@contextmanager
+def on_device(*modules: nn.Module) -> Iterator[str]:
+    """The modules on the device at hand, whose name this gives; afterwards they are on the CPU again."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        for module in modules:
+            module.to(device)
+        yield device
+    finally:
+        for module in modules:
+            module.to("cpu")
+
+
 def stored_size(image_size: int) -> int:
     """Side at which images are stored for a network that reads `image_size`: 256 for 224 (MGCA supplement A.1)."""
     return -(-image_size * 8 // 7)
@@ -56,6 +70,11 @@ class Encoders:
         for part in self.parts.values():
             part.eval().requires_grad_(False)
         self.hash = self.hash or weights_hash(self.parts)
+
+    @property
+    def name(self) -> str:
+        """What they are called, in tables and messages."""
+        return str(self.meta.get("name", "this backbone"))
 
     @property
     def vision(self) -> VisionBackbone:
@@ -135,12 +154,8 @@ class Encoders:
             return self.aligner.similarity(images, texts)
         if self.joint is not None and self.text is not None:
             # Each pair goes through all layers: on the device at hand, as for images.
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-            joint, text = self.joint.to(device), self.text.to(device)
-            scores = joint.similarity(text, images.to(device), texts.to(device)).cpu()
-            for part in (joint, text):
-                part.to("cpu")
-            return scores
+            with on_device(self.joint, self.text) as device:
+                return self.joint.similarity(self.text, images.to(device), texts.to(device)).cpu()
         raise UserError(f"{self.meta.get('name', 'This encoder')} cannot compare images and texts (no aligner).")
 
     @torch.inference_mode()

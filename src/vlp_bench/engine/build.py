@@ -22,6 +22,7 @@ from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.engine.curves import Curves
 from vlp_bench.errors import UserError
 from vlp_bench.methods.base import VLPMethod
+from vlp_bench.tasks.base import Task
 
 
 def verify(cfg: DictConfig) -> None:
@@ -62,6 +63,12 @@ def method(cfg: DictConfig, train: bool = True) -> VLPMethod:
         own, vision=vision(cfg.vision), text=text(cfg.text), optimizer=optimizer, _convert_="all", _recursive_=False
     )
     return built
+
+
+def task(cfg: DictConfig) -> Task:
+    """The downstream task of the section `task`."""
+    made: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
+    return made
 
 
 def inputs(cfg: DictConfig) -> Inputs:

@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from vlp_bench.config import compose_verb, identity, plain
@@ -75,7 +74,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
             cfg.trainer, out, callbacks, False, enable_progress_bar=False, **more
         ),
     )
-    task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
+    task = build.task(cfg)
     outcome = task.run(cell)
     if task.primary not in outcome.metrics:
         first = next(iter(outcome.metrics))
@@ -168,7 +167,7 @@ def _departures(cfg: DictConfig, meant: DictConfig) -> Iterator[str]:
 def not_applicable(cfg: DictConfig, out: Path, reason: str) -> None:
     """Leave a result without a value, which tables show as a dash with the reason."""
     encoders = build.encoders(cfg)
-    task: Task = instantiate({k: v for k, v in cfg.task.items() if k != "name"}, _convert_="all")
+    task = build.task(cfg)
     nothing = {task.primary: {"value": None, "low": None, "high": None, "n": 0}}
     store = ensure(plain(cfg.target), Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
     about = provenance(cfg) | _measured(cfg, store, encoders)

@@ -167,17 +167,20 @@ def mean_entries(
     known = ~np.isnan(values)
 
     def mean(sums: NDArray) -> NDArray:
-        top, n = np.split(sums, 2, axis=-1)
-        return np.divide(top, n, out=np.full(n.shape, np.nan), where=n > 0)
+        return ratio(*np.split(sums, 2, axis=-1))
 
     rows = np.concatenate([np.where(known, values, 0.0), known], axis=1)
     point, resampled = over_patients(rows, patients, mean, resamples, seed)
     return {name: entry(float(point[i]), resampled[:, i], int(known[:, i].sum())) for i, name in enumerate(columns)}
 
 
+def ratio(top: ArrayLike, bottom: ArrayLike) -> NDArray[np.float64]:
+    """Divide what can be broadcast, giving nan where the denominator is not above 0."""
+    top, bottom = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
+    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+
+
 def known_mean(values: NDArray) -> NDArray[np.float64]:
     """Average over the first axis (labels), leaving out nan; nan where nothing is left."""
     known = np.isfinite(values)
-    count = known.sum(axis=0)
-    total = np.where(known, values, 0.0).sum(axis=0)
-    return np.divide(total, count, out=np.full(np.shape(count), np.nan), where=count > 0)
+    return ratio(np.where(known, values, 0.0).sum(axis=0), known.sum(axis=0))

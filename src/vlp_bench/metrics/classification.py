@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts, ratio
 
 KINDS = ("multilabel", "binary", "multiclass")
 NAMES = ("auroc", "auprc", "f1", "accuracy")
@@ -213,14 +213,14 @@ class Ranking:
         passed += np.take(above, self.first, axis=1)
         passed -= np.take(hits, self.pos_first, axis=1)
         gains = np.einsum("rp,rp->r", weight, hits_upto / np.maximum(upto, 1))
-        precision = np.where(negatives > 0, _ratio(gains, total), np.nan)
+        precision = np.where(negatives > 0, ratio(gains, total), np.nan)
         return _auroc(weight, passed, total, negatives), precision
 
 
 def _auroc(weight: NDArray, passed: NDArray, total: NDArray, negatives: NDArray) -> NDArray[np.float64]:
     """AUROC from twice the negatives ahead of each positive (r, p), ties counting once; every sum is exact."""
     pairs = negatives.astype(np.float64) * total
-    return _ratio(pairs - 0.5 * np.einsum("rp,rp->r", weight, passed, dtype=np.float64), pairs)
+    return ratio(pairs - 0.5 * np.einsum("rp,rp->r", weight, passed, dtype=np.float64), pairs)
 
 
 def _evaluate(
@@ -247,8 +247,8 @@ def _evaluate(
         for i, ranking in rankings.items():
             values[0, i], values[1, i] = ranking.measure(counts)
         hits, called_or_true, right, known = np.split((counts @ outcomes).T, 4)
-        values[2, valid] = _ratio(2 * hits, called_or_true)[valid]
-        values[3, valid] = _ratio(right, known)[valid]
+        values[2, valid] = ratio(2 * hits, called_or_true)[valid]
+        values[3, valid] = ratio(right, known)[valid]
         return values
 
     point = measure(np.ones((1, groups.count), np.int32))[..., 0]
@@ -347,11 +347,6 @@ def _running(weights: NDArray[np.int32]) -> NDArray[np.int32]:
     sums = np.zeros((weights.shape[0], weights.shape[1] + 1), np.int32)
     np.cumsum(weights, axis=1, out=sums[:, 1:])
     return sums
-
-
-def _ratio(top: NDArray, bottom: NDArray) -> NDArray[np.float64]:
-    """Divide, giving nan for a zero denominator."""
-    return np.divide(top, bottom, out=np.full(np.shape(bottom), np.nan), where=bottom > 0)
 
 
 def averaged_scores(probabilities: ArrayLike, targets: ArrayLike, threshold: float = 0.5) -> dict[str, float]:

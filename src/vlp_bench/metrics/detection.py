@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts, ratio
 from vlp_bench.metrics.paired import Statistic
 
 #: Overlaps at which boxes are matched: .40 and .45, then those of COCO.
@@ -274,7 +274,7 @@ def detection_metrics(
         for i, (count, negative) in enumerate(alarms):
             drawn = weights @ negative.astype(np.float64)
             total = weights @ np.where(negative, count, 0.0)
-            values[-1, i] = np.divide(total, drawn, out=np.full(len(weights), np.nan), where=drawn > 0)
+            values[-1, i] = ratio(total, drawn)
         return values
 
     point = measure(np.ones((1, len(groups.index)), np.int64))[..., 0]

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, mean_entries, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, entry, known_mean, mean_entries, over_patients, ratio
 
 #: Overlaps from which a predicted place counts as right (Wang et al. 2017, ChestX-ray8, table 4, has these and others).
 OVERLAPS = (0.1, 0.3, 0.5)
@@ -147,7 +147,7 @@ def grounding_entries(
     Raises:
         ValueError: lengths that differ.
     """
-    item_labels, groups = np.asarray(item_labels), Patients.of(patients)
+    item_labels = np.asarray(item_labels)
     split = {
         f"{name}/{label}": np.where(item_labels == i, np.asarray(values, np.float64), np.nan)
         for name, values in columns.items()
@@ -156,17 +156,13 @@ def grounding_entries(
     found = mean_entries({**columns, **split}, patients, resamples, seed)
     for name in columns:
         parts = np.stack([split[f"{name}/{label}"] for label in labels], axis=1)
-        sums, counted = groups.sums(np.nan_to_num(parts)), groups.sums(~np.isnan(parts))
-        resampled = np.full(resamples, np.nan)
-        for rows, counts in patient_counts(groups.count, resamples, seed):
-            resampled[rows] = _macro(counts @ sums, counts @ counted)
-        point = _macro(sums.sum(0, keepdims=True), counted.sum(0, keepdims=True))[0]
-        found[f"{name}/{MACRO}"] = entry(point, resampled, int(counted.sum()))
+        known = ~np.isnan(parts)
+        rows = np.concatenate([np.where(known, parts, 0.0), known], axis=1)
+        point, resampled = over_patients(rows, patients, _macro, resamples, seed)
+        found[f"{name}/{MACRO}"] = entry(float(point), resampled, int(known.sum()))
     return found
 
 
-def _macro(sums: NDArray, counted: NDArray) -> NDArray:
-    """Mean over the labels (last axis) that have an item; nan where none has."""
-    means = np.divide(sums, counted, out=np.zeros_like(sums, dtype=np.float64), where=counted > 0)
-    present = (counted > 0).sum(-1)
-    return np.where(present > 0, means.sum(-1) / np.maximum(present, 1), np.nan)
+def _macro(sums: NDArray) -> NDArray:
+    """Mean over the labels that have an item, from sums and numbers of items of each; nan where none has."""
+    return known_mean(np.moveaxis(ratio(*np.split(sums, 2, axis=-1)), -1, 0))

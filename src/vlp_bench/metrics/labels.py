@@ -7,7 +7,7 @@ mentioned. Only an affirmed finding counts as positive: a report that says nothi
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, entry, over_patients
+from vlp_bench.metrics.bootstrap import Entry, entry, over_patients, ratio
 
 MACRO = ("label_accuracy", "label_precision", "label_recall", "label_f1")
 MICRO = ("label_precision_micro", "label_recall_micro", "label_f1_micro")
@@ -68,30 +68,25 @@ def published_label_metrics(generated: ArrayLike, true: ArrayLike) -> dict[str, 
     equal = (generated == true).sum(axis=0)
     said, there = ((~np.isnan(x)).sum(axis=0) for x in (generated, true))
     both_silent = (np.isnan(generated) & np.isnan(true)).sum(axis=0)
-    precision, recall = _ratio(equal, said), _ratio(equal, there)
+    precision, recall = ratio(equal, said), ratio(equal, there)
     values = {
         "accuracy": (equal + both_silent) / len(true),
         "precision": precision,
         "recall": recall,
-        "f1": _ratio(2 * precision * recall, precision + recall),
+        "f1": ratio(2 * precision * recall, precision + recall),
     }
     return {name: float(_mean(v, ~np.isnan(v))) for name, v in values.items()}
 
 
 def _scores(hits: NDArray, said: NDArray, there: NDArray) -> list[NDArray]:
     """Precision, recall and F1; 0 where nothing was said, nan where nothing is there."""
-    precision = np.where(said > 0, _ratio(hits, said), 0.0)
-    recall, f1 = _ratio(hits, there), _ratio(2 * hits, said + there)
+    precision = np.where(said > 0, ratio(hits, said), 0.0)
+    recall, f1 = ratio(hits, there), ratio(2 * hits, said + there)
     return [np.where(there > 0, x, np.nan) for x in (precision, recall, f1)]
 
 
-def _ratio(top: NDArray, bottom: NDArray) -> NDArray[np.float64]:
-    top, bottom = np.broadcast_arrays(np.asarray(top, np.float64), np.asarray(bottom, np.float64))
-    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
-
-
 def _mean(values: NDArray, counted: NDArray) -> NDArray[np.float64]:
-    return _ratio(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1))
+    return ratio(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1))
 
 
 def _checked(labels: ArrayLike) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from numpy import ndarray
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from vlp_bench.metrics.bootstrap import LEVEL, Patients, patient_counts
+from vlp_bench.metrics.bootstrap import LEVEL, Patients, patient_counts, ratio
 from vlp_bench.metrics.classification import Ranking, checked_columns
 
 #: From how often each patient counts, (r, P), to the value of a metric under each of the r countings, (r,).
@@ -68,7 +68,7 @@ def auroc_statistic(scores: ArrayLike, targets: ArrayLike, patients: Patients) -
             value = ranking.auroc(counts)
             total += np.nan_to_num(value)
             known += np.isfinite(value)
-        return np.divide(total, known, out=np.full(len(counts), np.nan), where=known > 0)
+        return ratio(total, known)
 
     return statistic
 
@@ -93,8 +93,7 @@ def mean_statistic(values: ArrayLike, patients: Patients) -> Statistic:
     sums = patients.sums(np.stack([np.where(known, values, 0.0), known], axis=1))
 
     def statistic(counts: NDArray[np.int32]) -> NDArray[np.float64]:
-        top, bottom = (counts @ sums).T
-        return np.divide(top, bottom, out=np.full(len(counts), np.nan), where=bottom > 0)
+        return ratio(*(counts @ sums).T)
 
     return statistic
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts
+from vlp_bench.metrics.bootstrap import Entry, Patients, entry, known_mean, patient_counts, ratio
 
 #: Those by which a threshold can be chosen, and all; of `false_positive_rate` less is better.
 CHOOSING = ("dice", "dice_positive", "iou")
@@ -112,8 +112,7 @@ def segmentation_metrics(
     shape = (2, len(NAMES), len(labels))
 
     def measure(weights: NDArray) -> NDArray[np.float64]:
-        top, bottom = (weights @ sums).T.reshape(*shape, -1)
-        return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
+        return ratio(*(weights @ sums).T.reshape(*shape, -1))
 
     point = measure(np.ones((1, groups.count)))[..., 0]
     resampled = np.full((len(NAMES), len(labels), resamples), np.nan)

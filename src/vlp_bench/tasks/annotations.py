@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -132,6 +133,15 @@ class Annotations:
                 f"None of the {len(rows)} {split} images of target={self.target.name} has any of "
                 f"{', '.join(self.labels)}: nothing can be measured."
             )
+
+    def facts(self, train: np.ndarray) -> dict[str, Any]:
+        """What a result tells of the training rows and of the labels that are left out."""
+        kind = "masks" if self.option else "boxes"
+        return {
+            "train_images": len(train),
+            "train_positives": dict(zip(self.labels, self.positive[train].sum(0).tolist(), strict=True)),
+            f"labels_without_{kind}": self.missing,
+        }
 
     def mask(self, row: int) -> np.ndarray:
         """uint8 (L, size, size) of an image row in stored pixels: 1 inside, 0 outside, 255 where it is not known."""

@@ -219,7 +219,7 @@ def author(
 
 def _own_decoder(encoders: Encoders, max_tokens: int) -> Author:
     made: Any = encoders.parts["decoder"]
-    name = encoders.meta.get("name", "this backbone")
+    name = encoders.name
     if not isinstance(made, ReportDecoder) or encoders.text is None:
         raise UserError(f"{name} has a decoder that writes no words. Give it a new one: task.own=false.")
     tokenizer = caption_tokenizer(encoders.text, encoders.inputs.sentencepiece)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import SPLITS
-from vlp_bench.encoders.bundle import Encoders
+from vlp_bench.encoders.bundle import Encoders, on_device
 from vlp_bench.errors import UserError
 from vlp_bench.types import ImageFeatures
 
@@ -175,12 +175,20 @@ class Cell:
     @torch.inference_mode()
     def encode(self, rows: np.ndarray) -> Iterator[ImageFeatures]:
         """Features of image rows, batch by batch, on the device at hand, back on the CPU in float32."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        vision = self.encoders.vision.to(device)
+        vision = self.encoders.vision
+        with on_device(vision) as device:
+            for part in self.parts(rows):
+                yield vision(self.pixels(part).to(device)).to("cpu")
+
+    def parts(self, items: np.ndarray) -> Iterator[np.ndarray]:
+        """Items, batch by batch."""
         size = int(self.adaptation.get("batch_size", 128))
-        for part in (rows[i : i + size] for i in range(0, len(rows), size)):
-            yield vision(self.pixels(part).to(device)).to("cpu")
-        vision.to("cpu")
+        yield from (items[i : i + size] for i in range(0, len(items), size))
+
+    def items(self, rows: np.ndarray) -> pd.DataFrame:
+        """Image rows as the items of a table of predictions: `item_id` and `patient_id`."""
+        images = self.target.store.images["image_id"].to_numpy()[rows]
+        return pd.DataFrame({"item_id": images, "patient_id": self.target.patients(rows)})
 
 
 @dataclass

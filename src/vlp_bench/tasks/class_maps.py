@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlp_bench.data.datamodule import BatchKey
+from vlp_bench.encoders.bundle import on_device
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.tasks.base import Cell
 from vlp_bench.tasks.training import TargetImages
@@ -39,13 +40,11 @@ def seen(cell: Cell, rows: np.ndarray, **asked: bool) -> Iterator[tuple[np.ndarr
         rows: image rows.
         **asked: what else the backbone is to return, see VisionBackbone.forward.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    vision = cell.encoders.vision.to(device)
+    vision = cell.encoders.vision
     data = TargetImages(cell.target, rows, cell.image_size, cell.seed, None, whole=True)
-    size = int(cell.adaptation.get("batch_size", 128))
-    for places in (np.arange(i, min(i + size, len(rows))) for i in range(0, len(rows), size)):
-        yield places, vision(data[BatchKey(0, 0, places)].image.to(device), **asked)
-    vision.to("cpu")
+    with on_device(vision) as device:
+        for places in cell.parts(np.arange(len(rows))):
+            yield places, vision(data[BatchKey(0, 0, places)].image.to(device), **asked)
 
 
 def last_map(vision: VisionBackbone, features: ImageFeatures) -> Float[Tensor, "B h w D"]:

@@ -76,7 +76,8 @@ class Classification(Task):
             thresholds = choose_thresholds(val_scores, target.targets[val])
         else:
             thresholds = np.full(len(target.labels), float(self.thresholds))
-            if not np.isnan(target.targets[test]).any():
+            counts = target.targets[test].sum(0)
+            if ((counts > 0) & (counts < len(test))).all():  # all are known, and each has both classes
                 facts["averages"] = averaged_scores(scores, target.targets[test], float(self.thresholds))
         patients = target.patients(test)
         common: dict[str, Any] = {"labels": target.labels, "kind": target.kind, "resamples": cell.resamples}
@@ -98,8 +99,7 @@ class Classification(Task):
 
 def predictions_table(cell: Cell, rows: np.ndarray, scores: np.ndarray) -> pd.DataFrame:
     """Scores and targets of images, a row each."""
-    target, images = cell.target, cell.target.store.images.iloc[rows]
-    table = pd.DataFrame({"item_id": images["image_id"].to_numpy(), "patient_id": images["patient_id"].to_numpy()})
+    target, table = cell.target, cell.items(rows)
     for i, name in enumerate(target.labels):
         table[f"score_{name}"] = scores[:, i].astype(np.float32)
         table[f"target_{name}"] = target.targets[rows][:, i]
@@ -291,7 +291,7 @@ def _require_joint(cell: Cell) -> None:
     if cell.encoders.joint is None or cell.encoders.joint.pooler is None:
         raise NotApplicable(
             f"task.reads=both needs a joint encoder of image and text with a pooled vector, and "
-            f"{cell.encoders.meta.get('name', 'this backbone')} has none. Use task.reads=image."
+            f"{cell.encoders.name} has none. Use task.reads=image."
         )
     if cell.adaptation["cached"] or cell.adaptation["standardise"]:
         raise UserError("task.reads=both is trained by steps: use adaptation=finetune, or standardise=false.")

@@ -102,22 +102,14 @@ class Detection(Task):
             true, known, patients, labels=truth.labels, by=self.primary, **common,
         )  # fmt: skip
         self._made = (model, truth, data(test), thresholds)
-        images = pd.DataFrame(
-            {"item_id": cell.target.store.images["image_id"].to_numpy()[test], "patient_id": patients}
-        )
         return Outcome(
             detection_metrics(matches, patients, thresholds, **common),
             trivial,
-            pd.concat([images, matches_to_table(matches)], axis=1),
+            pd.concat([cell.items(test), matches_to_table(matches)], axis=1),
             truth.labels,
             facts
-            | {
-                "train_images": len(train),
-                "train_positives": dict(zip(truth.labels, truth.positive[train].sum(0).tolist(), strict=True)),
-                "thresholds": {k: v if np.isfinite(v) else None for k, v in thresholds.items()},
-                "labels_without_boxes": truth.missing,
-                "trivial": answer,
-            },
+            | truth.facts(train)
+            | {"thresholds": {k: v if np.isfinite(v) else None for k, v in thresholds.items()}, "trivial": answer},
         )
 
     def _head(self, vision: VisionBackbone, labels: int) -> DetectionHead:
@@ -142,7 +134,7 @@ class Detection(Task):
             found = found[found[:, 5] >= 0]
             called = found[found[:, 4] >= limits[found[:, 5].astype(int)]]
             drawn = boxed(image, true[true[:, 4] >= 0, :4], called[:, :4])
-            group = f"{cell.encoders.meta['name']}: {KEY}"
+            group = f"{cell.encoders.name}: {KEY}"
             yield Picture(drawn, f"truth: {present}; {len(called)} found", group)
 
 

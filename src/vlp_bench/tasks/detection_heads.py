@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork
@@ -178,10 +178,11 @@ class FasterRCNNHead(DetectionHead):
         inner = max(round(256 * width), 16)
         self.pyramid = FeaturePyramidNetwork(list(channels), inner, extra_blocks=LastLevelMaxPool())
         sides = [(max(round(side * image_size / RCNN_SIZE), 1),) for side in RCNN_SIDES]
+        wide = max(round(1024 * width), 32)
         stages = FasterRCNN(
             _Maps(inner),
-            box_head=_box_head(inner, max(round(1024 * width), 32)),
-            box_predictor=_box_predictor(max(round(1024 * width), 32), classes + 1),
+            box_head=TwoMLPHead(inner * 7**2, wide),
+            box_predictor=FastRCNNPredictor(wide, classes + 1),
             rpn_anchor_generator=AnchorGenerator(tuple(sides), (RCNN_SHAPES,) * len(sides)),
             box_score_thresh=min_score,
             box_nms_thresh=OVERLAP,
@@ -233,15 +234,3 @@ class _Maps(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.out_channels = channels
-
-
-def _box_head(inputs: int, width: int) -> nn.Module:
-    from torchvision.models.detection.faster_rcnn import TwoMLPHead
-
-    return TwoMLPHead(inputs * 7**2, width)
-
-
-def _box_predictor(width: int, classes: int) -> nn.Module:
-    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
-
-    return FastRCNNPredictor(width, classes)

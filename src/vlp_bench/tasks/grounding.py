@@ -121,7 +121,7 @@ class Grounding(Task):
         few = Items(test.rows[chosen], test.labels[chosen], [test.boxes[i] for i in chosen])
         iou = outcome.predictions["mean_box_iou"].to_numpy()[chosen]
         side, stored = cell.image_size, cell.target.store.size
-        group = f"{cell.encoders.meta['name']}: {self.map} maps; {KEY}"
+        group = f"{cell.encoders.name}: {self.map} maps; {KEY}"
         drawn = []
         for places, maps, _ in _maps(cell, few, make, asked):
             for place, grid in zip(places, scaled(maps), strict=True):
@@ -189,8 +189,7 @@ def _maps(cell: Cell, items: Items, make: Mapper, asked: dict[str, bool]) -> Bat
 
 
 def _same(cell: Cell, items: Items, usual: np.ndarray) -> Batches:
-    size = int(cell.adaptation.get("batch_size", 128))
-    for places in (np.arange(i, min(i + size, len(items.rows))) for i in range(0, len(items.rows), size)):
+    for places in cell.parts(np.arange(len(items.rows))):
         yield places, usual[items.labels[places]], items.masks(places, cell.image_size, cell.target.store.size)
 
 

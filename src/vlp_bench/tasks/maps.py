@@ -46,7 +46,7 @@ def _try(cell: Cell, found: Mapper, asked: dict[str, bool], kind: str) -> None:
         try:
             found(cell.encoders.vision(one, **asked), torch.tensor([0]), torch.tensor([0]))
         except _NoMap as error:
-            name = cell.encoders.meta.get("name", "This backbone")
+            name = cell.encoders.name
             raise NotApplicable(f"{name} has no maps of task.map={kind}: {error}.") from error
 
 

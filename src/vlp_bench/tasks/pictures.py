@@ -48,7 +48,7 @@ def attention(cell: Cell, count: int) -> list[Picture]:
     if maps is None:
         return []
     grids = maps.float().unflatten(1, features.grid).numpy()
-    group = f"{encoders.meta['name']}: {what}"
+    group = f"{encoders.name}: {what}"
     return [
         Picture(
             _panel(cell, row, grid), "truth: " + ", ".join(sorted({str(b["label"]) for b in store.boxes(row)})), group
@@ -80,7 +80,7 @@ def class_activation(cell: Cell, maps: Mapper, outcome: Outcome, count: int) -> 
         true = np.array([b["xyxy"] for b in store.boxes(row) if b["label"] == label]).reshape(-1, 4) - span
         score = outcome.predictions[f"score_{label}"].to_numpy()[np.searchsorted(rows, row)]
         image = side_by_side(boxed(gray, true, found), heated(gray, grid))
-        drawn.append(Picture(image, f"{label}: {score:.2f}", f"{cell.encoders.meta['name']}: class activation; {KEY}"))
+        drawn.append(Picture(image, f"{label}: {score:.2f}", f"{cell.encoders.name}: class activation; {KEY}"))
     return drawn
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vlp_bench.data.datamodule import assemble
 from vlp_bench.data.reports import select_text
 from vlp_bench.data.store import TextForm
+from vlp_bench.encoders.bundle import on_device
 from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.metrics.bootstrap import Entry
 from vlp_bench.metrics.labeler import Labeler, build_labeler
@@ -103,7 +104,7 @@ class ReportGeneration(Task):
         elif made.new:
             raise NotApplicable(
                 f"adaptation={cell.adaptation.get('name')} trains nothing, and "
-                f"{encoders.meta.get('name', 'this backbone')} has nothing that has learnt to write. "
+                f"{encoders.name} has nothing that has learnt to write. "
                 "Use adaptation=probe or finetune."
             )
         loss, count, written = self._write(cell, made, test)
@@ -140,18 +141,14 @@ class ReportGeneration(Task):
     @torch.inference_mode()
     def _write(self, cell: Cell, made: Author, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Loss and number of words of each true report, and the written ones."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
         modules = [*made.seeing.values(), made.writing]
-        for module in modules:
-            module.to(device).eval()
         loss, count, written = [], [], []
-        for batch in batches(cell, self._data(cell, made, rows, None), device):
-            each, number = made.losses(batch)
-            loss.append(each.cpu().numpy())
-            count.append(number.cpu().numpy())
-            written += made.tokenizer.decode(made.write(batch, self.beams, self.published).cpu().numpy())
-        for module in modules:
-            module.to("cpu")
+        with on_device(*(module.eval() for module in modules)) as device:
+            for batch in batches(cell, self._data(cell, made, rows, None), device):
+                each, number = made.losses(batch)
+                loss.append(each.cpu().numpy())
+                count.append(number.cpu().numpy())
+                written += made.tokenizer.decode(made.write(batch, self.beams, self.published).cpu().numpy())
         return np.concatenate(loss).astype(np.float64), np.concatenate(count), written
 
     def _true(self, cell: Cell, row: int) -> str:
@@ -174,16 +171,11 @@ class ReportGeneration(Task):
     def _predictions(
         self, cell: Cell, rows: np.ndarray, written: list[str], true: list[str], loss: np.ndarray
     ) -> pd.DataFrame:
-        images = cell.target.store.images.iloc[rows]
-        return pd.DataFrame(
-            {
-                "item_id": images["image_id"].to_numpy(),
-                "patient_id": images["patient_id"].to_numpy(),
-                "generated": written,
-                "true": true,
-                "mean_perplexity_per_report": np.exp(loss),
-                "mean_rouge_l": rouge_l([words(t) for t in true], [words(t) for t in written]),
-            }
+        return cell.items(rows).assign(
+            generated=written,
+            true=true,
+            mean_perplexity_per_report=np.exp(loss),
+            mean_rouge_l=rouge_l([words(t) for t in true], [words(t) for t in written]),
         )
 
     def pictures(self, cell: Cell, outcome: Outcome, count: int) -> Iterable[Picture]:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 
 from vlp_bench.errors import UserError
 from vlp_bench.metrics.bootstrap import mean_entries
@@ -103,7 +102,7 @@ class Retrieval(Task):
                 columns[f"{direction}/{name}"] = values
             for name, values in trivial_relevance(right, CUTOFFS).items():
                 trivial[f"{direction}/{name}"] = values
-        predictions = _table(cell, rows).assign(**{f"mean_{name}": values for name, values in columns.items()})
+        predictions = cell.items(rows).assign(**{f"mean_{name}": values for name, values in columns.items()})
         facts = {"queries": len(rows), "candidates": next(iter(asked.values()))[0].shape[1]}
         return Outcome(
             mean_entries(columns, patients, cell.resamples),
@@ -133,15 +132,10 @@ def _own_report(cell: Cell, rows: np.ndarray, studies: np.ndarray) -> Outcome:
     return Outcome(
         rank_metrics(*ranks, patients, patients, cell.resamples),
         trivial_retrieval(studies, studies),
-        _table(cell, rows).assign(**columns),
+        cell.items(rows).assign(**columns),
         [],
         {"candidates": len(rows)},
     )
-
-
-def _table(cell: Cell, rows: np.ndarray) -> pd.DataFrame:
-    ids = cell.target.store.images["image_id"].to_numpy()[rows]
-    return pd.DataFrame({"item_id": ids, "patient_id": cell.target.patients(rows)})
 
 
 def _exact(columns: dict[str, np.ndarray], patients: Sequence[str] | np.ndarray) -> Metrics:

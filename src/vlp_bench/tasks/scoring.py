@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlp_bench.data.datamodule import assemble
+from vlp_bench.encoders.bundle import on_device
 from vlp_bench.errors import NotApplicable, UserError
 from vlp_bench.tasks.base import Cell
 from vlp_bench.types import Tokens
@@ -42,8 +43,7 @@ def require_comparison(cell: Cell) -> None:
     """
     if not cell.encoders.compares:
         raise NotApplicable(
-            f"This task needs encoders that compare images and texts; "
-            f"{cell.encoders.meta.get('name', 'this backbone')} has no aligner."
+            f"This task needs encoders that compare images and texts; {cell.encoders.name} has no aligner."
         )
 
 
@@ -68,7 +68,6 @@ class Scores:
 
     def __init__(self, cell: Cell, rows: np.ndarray, studies: np.ndarray) -> None:
         self.cell, self.rows, self.studies = cell, rows, studies
-        self.size = int(cell.adaptation.get("batch_size", 128))
         self.vectors = None if cell.encoders.aligner is None else (self._images(), self._texts())
 
     def tokens(self, places: np.ndarray) -> Tokens:
@@ -83,16 +82,14 @@ class Scores:
 
     @torch.inference_mode()
     def _texts(self) -> Tensor:
-        encoders, device = self.cell.encoders, "cuda" if torch.cuda.is_available() else "cpu"
-        assert encoders.aligner is not None
-        assert encoders.text is not None
-        text = encoders.text.to(device)
-        places = np.arange(len(self.studies))
-        found = [
-            F.normalize(encoders.aligner.embed_texts(text(self.tokens(part).to(device)).to("cpu")), dim=-1)
-            for part in (places[i : i + self.size] for i in range(0, len(places), self.size))
-        ]
-        text.to("cpu")
+        aligner, text = self.cell.encoders.aligner, self.cell.encoders.text
+        assert aligner is not None
+        assert text is not None
+        with on_device(text) as device:
+            found = [
+                F.normalize(aligner.embed_texts(text(self.tokens(part).to(device)).to("cpu")), dim=-1)
+                for part in self.cell.parts(np.arange(len(self.studies)))
+            ]
         return torch.cat(found)
 
     def block(self, start: int, stop: int) -> np.ndarray:
@@ -116,21 +113,17 @@ class Scores:
         joint, reader = self.cell.encoders.joint, self.cell.encoders.text
         assert joint is not None
         assert reader is not None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        joint.to(device)
-        reader.to(device)
         out = np.empty(len(images), np.float32)
         order, begin = np.argsort(images, kind="stable"), 0
         sorted_images = images[order]
-        # each image is encoded once, and the pairs that it is in are read while it is at hand
-        for features in self.cell.encode(self.rows):
-            end = begin + len(features.tokens)
-            mine = order[np.searchsorted(sorted_images, begin) : np.searchsorted(sorted_images, end)]
-            for part in (mine[i : i + PAIRS] for i in range(0, len(mine), PAIRS)):
-                said = self.tokens(texts[part]).to(device)
-                seen = features.tokens[images[part] - begin].to(device)
-                out[part] = joint.score_pairs(reader, seen, said.ids, said.mask).float().cpu().numpy()
-            begin = end
-        joint.to("cpu")
-        reader.to("cpu")
+        with on_device(joint, reader) as device:
+            # each image is encoded once, and the pairs that it is in are read while it is at hand
+            for features in self.cell.encode(self.rows):
+                end = begin + len(features.tokens)
+                mine = order[np.searchsorted(sorted_images, begin) : np.searchsorted(sorted_images, end)]
+                for part in (mine[i : i + PAIRS] for i in range(0, len(mine), PAIRS)):
+                    said = self.tokens(texts[part]).to(device)
+                    seen = features.tokens[images[part] - begin].to(device)
+                    out[part] = joint.score_pairs(reader, seen, said.ids, said.mask).float().cpu().numpy()
+                begin = end
         return out

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -93,19 +92,15 @@ class Segmentation(Task):
         counts, patients = found.at(chosen), cell.target.patients(test)
         self._made = (model, truth, data(test), self.levels[chosen])
         common: dict[str, Any] = {"labels": truth.labels, "resamples": cell.resamples}
-        images = cell.target.store.images.iloc[test]
-        table = {"item_id": images["image_id"].to_numpy(), "patient_id": patients, **per_image(counts, truth.labels)}
         return Outcome(
             segmentation_metrics(counts, patients, **common),
             trivial_segmentation(counts, patients, **common),
-            pd.DataFrame(table),
+            cell.items(test).assign(**per_image(counts, truth.labels)),
             truth.labels,
             facts
+            | truth.facts(train)
             | {
-                "train_images": len(train),
-                "train_positives": dict(zip(truth.labels, truth.positive[train].sum(0).tolist(), strict=True)),
                 "thresholds": dict(zip(truth.labels, self.levels[chosen].round(2).tolist(), strict=True)),
-                "labels_without_masks": truth.missing,
                 "trivial": "nothing",
             },
         )
@@ -124,7 +119,7 @@ class Segmentation(Task):
         for place, image, true, called in zip(chosen, *shown_and_true, strict=True):
             present = ", ".join(np.array(truth.labels)[truth.positive[data.rows[place]]]) or "nothing"
             dice = outcome.predictions["mean_dice"].iloc[place]
-            group = f"{cell.encoders.meta['name']}: {KEY}"
+            group = f"{cell.encoders.name}: {KEY}"
             yield Picture(outlined(image, true, called), f"truth: {present}; Dice {dice:.2f}", group)
 
 

@@ -58,7 +58,7 @@ def prototypes(cell: Cell) -> list[Picture]:
     aligner = bank_of(cell)
     if aligner is None:
         return []
-    name = cell.encoders.meta["name"]
+    name = cell.encoders.name
     taken = _weights(aligner, _vectors(cell, aligner, SENTENCES))
     pictures = [
         Picture(_queries(SENTENCES, taken.numpy()), "weights of the prototypes", f"{name}: what sentences query")
@@ -164,7 +164,7 @@ def reconstructions(cell: Cell) -> list[Picture]:
     drawn = decoder(*maps) * vision.std[:, :1] + vision.mean[:, :1]
     grey = (drawn.clamp(0, 1) * 255).to(torch.uint8)
     shown = [side_by_side(*(enlarged(part[i, 0].numpy()) for part in (pixels, grey))) for i in range(len(rows))]
-    group = f"{cell.encoders.meta['name']}: images drawn from their patches and reports"
+    group = f"{cell.encoders.name}: images drawn from their patches and reports"
     captions = [f"input and reconstruction; {truth(cell, row)}" for row in rows]
     return [Picture(image, caption, group) for image, caption in zip(shown, captions, strict=True)]
 

@@ -71,7 +71,7 @@ def important_words(cell: Cell, count: int) -> list[Picture]:
             share = np.maximum(words.sums(np.ones(len(words.of_piece))), 1)[:, None]
             maps = (words.sums(scores[i].float().numpy()) / share).reshape(-1, *images.grid)
         gray = cell.pixels(np.array([row]))[0, 0].numpy()
-        group = f"{encoders.meta['name']}: the ten words that weigh most"
+        group = f"{encoders.name}: the ten words that weigh most"
         drawn.append(Picture(_words_picture(gray, words.names, weights, maps), truth(cell, row), group))
     return drawn
 
@@ -122,7 +122,7 @@ def retrieved(cell: Cell, count: int) -> list[Picture]:
     if cell.encoders.aligner is None:
         rows, studies = rows[:JOINT_CANDIDATES], studies[:JOINT_CANDIDATES]
     scores = Scores(cell, rows, studies).block(0, count)
-    group = f"{cell.encoders.meta['name']}: reports that an image finds"
+    group = f"{cell.encoders.name}: reports that an image finds"
     drawn = []
     for i in range(count):
         order = np.argsort(-scores[i], kind="stable")

@@ -137,6 +137,9 @@ class Adapted(LightningModule, ABC):
             )
         if adaptation["optimizer"] not in OPTIMIZERS:
             raise UserError(f"adaptation.optimizer={adaptation['optimizer']}: expected one of {', '.join(OPTIMIZERS)}.")
+        for key, allowed in (("select", ("loss", "score")), ("batch_statistics", ("running", "batch"))):
+            if adaptation[key] not in allowed:
+                raise UserError(f"adaptation.{key}={adaptation[key]}: expected {' or '.join(allowed)}.")
         for name, part in parts.items():
             _thaw(name, part, adaptation["trained_layers"])
 

@@ -135,7 +135,7 @@ def require_text(encoders: Encoders) -> None:
     """
     if encoders.text is None:
         raise NotApplicable(
-            f"task=vqa needs a text encoder for the questions, and {encoders.meta.get('name', 'this backbone')} has "
+            f"task=vqa needs a text encoder for the questions, and {encoders.name} has "
             "only an image encoder. Give a bundle of a method that reads reports."
         )
 

@@ -86,6 +86,5 @@ def pair_vector(
 
 def batches(cell: Cell, data: WordsDataset, device: str) -> Iterator[WordsBatch]:
     """All items in order, on the device."""
-    size = int(cell.adaptation.get("batch_size", 128))
-    for step, start in enumerate(range(0, len(data), size)):
-        yield data[BatchKey(0, step, np.arange(start, min(start + size, len(data))))].to(device)
+    for step, places in enumerate(cell.parts(np.arange(len(data)))):
+        yield data[BatchKey(0, step, places)].to(device)

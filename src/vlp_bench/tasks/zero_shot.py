@@ -175,7 +175,7 @@ class ZeroShot(Task):
             if local is None:
                 raise NotApplicable(
                     f"task.score=summed needs an aligner with local scores; "
-                    f"{cell.encoders.meta.get('name', 'this backbone')} has none. Use task.score=similarity."
+                    f"{cell.encoders.name} has none. Use task.score=similarity."
                 )
             return summed_scores(positive, prompts.pooled(local)[0], self.local_weight)
         logits = positive if negative is None else positive - negative
