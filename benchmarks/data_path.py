@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
 from vlp_bench.data.datamodule import Inputs, MimicCxrDataModule
-from vlp_bench.data.images import resize_and_pad
+from vlp_bench.data.images import to_square
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.reports import clean_alphanumeric, last_section, sections, select_text
 from vlp_bench.data.sources import mimic_cxr
@@ -49,7 +49,7 @@ class Naive(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         image_path, report_path = self.samples[index]
         with Image.open(self.root / image_path) as image:
-            square, _ = resize_and_pad(np.asarray(image.convert("L")), STORED)
+            square, _ = to_square(np.asarray(image.convert("L")), STORED)
         top, left = torch.randint(0, STORED - SIZE + 1, (2,)).tolist()
         found = sections((self.root / report_path).read_text("utf-8"))
         report = {name: last_section(found, name) for name in ("findings", "impression")}

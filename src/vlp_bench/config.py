@@ -188,11 +188,13 @@ def check(cfg: DictConfig) -> list[str]:
     """What is wrong with a composed configuration, without building anything: targets, keywords, missing values."""
     faults = []
     for path, node in targets(plain(cfg, resolve=False)):
+        name = node["_target_"]
         try:
-            target = get_object(node["_target_"])
+            name = OmegaConf.select(cfg, f"{path}._target_" if path else "_target_")
+            target = get_object(name)
         except Exception as error:
             faults.append(
-                f"{path}._target_: {node['_target_']} cannot be imported ({error}). Is the module spelt right, and on "
+                f"{path}._target_: {name} cannot be imported ({error}). Is the module spelt right, and on "
                 "the path? `python -m vlp_bench` adds the current directory, an installed package is found anyway."
             )
             continue

@@ -133,18 +133,21 @@ def test_the_room_works_without_torch(name):
 
 # The cache ------------------------------------------------------------------------------------------------------------
 
+AS_IS = {"split": None, "image_rule": "resize_and_pad", "window": "voi"}
 SYNTHETIC = {
     "name": "synthetic",
     "layout": "mimic_cxr",
     "studies": 4,
     "seed": 0,
     "private": False,
+    **AS_IS,
     "max_bad_fraction": 0.05,
     "reader": {"_target_": "vlp_bench.data.sources.mimic_cxr.read"},
 }
 FOLDER = {
     "name": "folder",
     "private": True,
+    **AS_IS,
     "max_bad_fraction": 0.05,
     "reader": {"_target_": "vlp_bench.data.sources.folder.read", "where": None},
 }
@@ -168,7 +171,10 @@ def test_synthetic_data_is_made_once(tmp_path, builds):
     for change in ({"seed": 1}, {"private": True}, {"store_size": 40}):
         assert ensure(SYNTHETIC | change, tmp_path, 48, workers=1).path != first.path
     assert len(builds) == 4
-    assert ensure({"dir": str(first.path), "fingerprint": first.fingerprint}, tmp_path, 99).path == first.path
+    assert (
+        ensure({"dir": str(first.path), "fingerprint": first.fingerprint, "split": None}, tmp_path, 99).path
+        == first.path
+    )
 
 
 def test_a_changed_drawing_changes_the_name(tmp_path, builds, monkeypatch):

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from vlp_bench.data import prepare as room
-from vlp_bench.data.images import resize_and_pad
+from vlp_bench.data.images import to_square
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import mimic_cxr
 from vlp_bench.data.store import PreparedData
@@ -83,7 +83,7 @@ def test_pixels_and_crops_are_those_of_the_files(mimic_store, raw_mimic):
     rows = np.random.default_rng(0).integers(0, len(mimic_store.images), 20)
     pixels = mimic_store.pixels(rows)
     for pixel, path in zip(pixels, mimic_store.images["path"].iloc[rows], strict=True):
-        square, _ = resize_and_pad(np.asarray(Image.open(raw_mimic / path)), 64)
+        square, _ = to_square(np.asarray(Image.open(raw_mimic / path)), 64)
         assert np.abs(square.astype(int) - pixel).mean() < 3
     tops, lefts = np.random.default_rng(1).integers(0, 9, (2, 20))
     crops = mimic_store.crops(rows, 56, tops, lefts)
@@ -132,7 +132,7 @@ def test_a_stop_at_any_shard_ends_in_the_same_data(mimic_source, tmp_path, small
     calls.clear()
     monkeypatch.setattr(room, "_write_arrow", lambda path, table: (calls.append(path), write(path, table)))
     assert prepare(mimic_source, tmp_path / "stopped", PLAN, private=True) == whole
-    assert len(calls) == 2 * (4 - at)
+    assert len(calls) == 2 * (4 - at) + 2  # and the index
     calls.clear()
     assert prepare(mimic_source, tmp_path / "stopped", PLAN, private=True) == whole
     assert calls == []
@@ -281,7 +281,7 @@ def test_pixels_of_other_formats(mimic_copy, tmp_path, form):
         gray.convert(form.upper()).save(path, "JPEG", quality=95)
     store = build(mimic_copy, tmp_path / "out")
     row = int(np.flatnonzero(store.images["image_id"] == path.stem)[0])
-    wanted, _ = resize_and_pad(ramp, 64)
+    wanted, _ = to_square(ramp, 64)
     if form == "one bit":
         wanted = np.where(wanted > 127, 255, 0).astype(np.uint8)
     assert np.abs(wanted.astype(int) - store.pixels(np.array([row]))[0]).mean() < 3

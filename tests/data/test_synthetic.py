@@ -330,7 +330,7 @@ def test_mimic_layout(mimic):
 
 
 def test_views_are_named_as_in_the_archive():
-    from vlp_bench.data.synthetic.layouts import _mimic_metadata
+    from vlp_bench.data.synthetic.layouts.mimic_cxr import metadata as _mimic_metadata
 
     views = {_mimic_metadata(s, i, (1, 1))["ViewPosition"] for s in STUDIES for i in s.images}
     assert views == {"PA", "AP", "LATERAL", "LL", ""}
@@ -388,7 +388,7 @@ def test_a_directory_in_use_is_left_alone(tmp_path):
 
 @pytest.mark.parametrize(
     "bad",
-    [{"layout": "padchest"}, {"studies": 0}, {"workers": 0}, {"quality": 0}, {"layout": "folder", "full_size": True}],
+    [{"layout": "padchest"}, {"studies": 0}, {"workers": 0}, {"quality": 0}],
 )
 def test_bad_arguments_are_refused(tmp_path, bad):
     with pytest.raises(UserError):

@@ -11,7 +11,7 @@ from harness import Results, Vector, adapter, default_tolerance, float32_inside
 from torch import Tensor, nn
 from two_ranks import sinkhorn_on_two
 
-from vlp_bench.data.images import center_crop, resize_and_pad
+from vlp_bench.data.images import center_crop, to_square
 from vlp_bench.data.reports import clean_alphanumeric, count_words, last_section, sections, select_text
 from vlp_bench.encoders import text as text_encoder
 from vlp_bench.encoders import vision as vision_encoder
@@ -365,7 +365,7 @@ def image_preprocess(file: Vector) -> Results:
     results: dict[str, np.ndarray | Tensor] = {}
     for name in file.names("^in_gray_"):
         i = name.removeprefix("in_gray_")
-        square, _ = resize_and_pad(file[name], file.meta["size"])
+        square, _ = to_square(file[name], file.meta["size"])
         cut = torch.from_numpy(center_crop(square, file.meta["crop"]).copy())[None, None]
         results[f"out_resized_padded_{i}"] = square
         results[f"out_centercrop_normalised_{i}"] = backbone.normalise(cut)[0]

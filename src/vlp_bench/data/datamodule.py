@@ -246,7 +246,7 @@ class StudyDataset(Dataset[StudyBatch]):
         images, inputs = self.store.images, self.inputs
         long_enough = self.store.long_enough(self.tokenizer, inputs.form)
         long_enough &= self.plain.sentence_counts >= inputs.min_sentences
-        use = (images["split"] == split).to_numpy() & long_enough[images["study"].to_numpy()]
+        use = self.store.in_split(split) & long_enough[images["study"].to_numpy()]
         if inputs.frontal_only:
             use &= images["frontal"].to_numpy()
         if inputs.only_view is not None:

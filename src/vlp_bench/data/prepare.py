@@ -6,13 +6,16 @@ A prepared directory holds
     shards/NNNNN.*       images.arrow (uint8 grey, one fixed size), studies.arrow, done.json (written last)
     .lock                keeps a second process waiting while one builds
     prepare_report.json  what was counted, and every row that was lost, with the reason
-    manifest.json        written last of all: version, counts, labels, fingerprint
+    images.arrow         all images without their pixels, with the part of each in every division
+    studies.arrow        all studies
+    manifest.json        written last of all: version, counts, labels, divisions, fingerprint
     tokens/              word pieces, one folder per tokenizer and text form (see store.py)
 """
 
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import re
@@ -22,7 +25,7 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -31,25 +34,47 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from vlp_bench.data.images import Geometry, resize_and_pad
+from vlp_bench.data.decode import WINDOWS, read_gray, read_mask, reason
+from vlp_bench.data.divisions import leaks
+from vlp_bench.data.images import RULES, Geometry, to_square
 from vlp_bench.data.reports import last_section, sections
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 from vlp_bench.files import Progress, alone, digest, read_json, whole, write_json
 
-VERSION = 2
+log = logging.getLogger(__name__)
+
+VERSION = 3
 STUDIES_PER_SHARD = 256
+#: prefix of the columns of the index that say where an image lies in a division
+DIVISION = "division/"
 SECTIONS = ("findings", "impression", "last_paragraph")
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the prepared images look like; part of the fingerprint."""
+    """What the prepared images look like; part of the fingerprint.
+
+    Args:
+        size: side of the square in pixels.
+        rule: how an image comes into its square, a name of `images.RULES`.
+        window: how more than eight bits become eight, see `decode.read_gray`.
+
+    Raises:
+        UserError: an unknown rule or window.
+    """
 
     size: int
     rule: str = "resize_and_pad"
+    window: str = "voi"
+
+    def __post_init__(self) -> None:
+        if self.rule not in RULES:
+            raise UserError(f"data.image_rule={self.rule}: expected one of {', '.join(RULES)}.")
+        if self.window not in WINDOWS:
+            raise UserError(f"data.window={self.window}: expected one of {', '.join(WINDOWS)}.")
 
 
 def prepare(
@@ -58,6 +83,7 @@ def prepare(
     plan: Plan,
     *,
     private: bool,
+    split: str | None = None,
     max_bad_fraction: float = 0.05,
     workers: int = 1,
     progress: Progress | None = None,
@@ -69,19 +95,25 @@ def prepare(
         out: the directory; a finished one made from the same plan is returned as it is.
         plan: size and rule of the images.
         private: whether texts and pixels may never leave the machine.
+        split: only the images of this division; it is then the one that holds where nobody asks for another.
         max_bad_fraction: lost rows over all rows above which the build stops.
         workers: processes; 1 works in this one.
         progress: called with (studies done, studies in all).
 
     Raises:
-        UserError: no study, a patient in two splits, another plan's directory, too many bad rows, no disk space.
+        UserError: no study, a patient in two splits, an unknown division, another plan's directory, too many bad rows,
+            no disk space.
     """
+    if split:
+        source = _only(source, split)
     _check(source)
+    parts = [[d.name, sorted(d.parts.items())] for d in source.divisions]
     identity = {
         "version": VERSION,
         "source": source.name,
         "private": private,
         "plan": asdict(plan) | {"shard": STUDIES_PER_SHARD},
+        "split": split,
         "index": index_hash(source),
     }
     if finished := _finished(out, identity):
@@ -97,6 +129,7 @@ def prepare(
         done = _run_shards(source, out, plan, workers, progress, guard)
         counts = {key: sum(s[key] for s in done) for key in ("images", "studies")}
         guard.write(counts)
+        divisions = _write_index(source, out, len(done))
         manifest = {
             "version": VERSION,
             "source": source.name,
@@ -104,8 +137,12 @@ def prepare(
             "plan": asdict(plan),
             "labels": list(source.labels),
             "counts": counts | {"splits": dict(sum((Counter(s["splits"]) for s in done), Counter()))},
+            "split": split,
+            "divisions": divisions,
             "shards": len(done),
-            "fingerprint": digest([VERSION, identity["plan"], source.labels, [s["hash"] for s in done]], 16),
+            "fingerprint": digest(
+                [VERSION, identity["plan"], source.labels, [s["hash"] for s in done], split, parts], 16
+            ),
         }
         write_json(out / "manifest.json", manifest)
     return manifest
@@ -147,6 +184,44 @@ def _check(source: Source) -> None:
             )
 
 
+def _only(source: Source, name: str) -> Source:
+    """The images of one division."""
+    division = next((d for d in source.divisions if d.name == name), None)
+    if division is None:
+        names = ", ".join(d.name for d in source.divisions) or "none"
+        raise UserError(f"data.split={name}: {source.name} has no such division here. It has: {names}.")
+    kept = [replace(s, images=tuple(i for i in s.images if division.parts.get(i.image_id))) for s in source.studies]
+    return replace(source, studies=tuple(s for s in kept if s.images))
+
+
+def _write_index(source: Source, out: Path, shards: int) -> dict[str, Any]:
+    """Tables of all images and studies, so that nobody opens every shard for them; what the divisions are."""
+    files = {kind: [out / "shards" / f"{n:05d}.{kind}.arrow" for n in range(shards)] for kind in ("images", "studies")}
+    images = []
+    for path in files["images"]:
+        table = read_arrow(path)
+        masks = [sorted({m["label"] for m in row or ()}) for row in table.column("masks").to_pylist()]
+        table = table.drop(["pixels", "masks"]).append_column("mask_labels", pa.array(masks, pa.list_(pa.string())))
+        images.append(table)
+    index = pa.concat_tables(images)
+    ids = index.column("image_id").to_pylist()
+    said = {}
+    for division in source.divisions:
+        column = [division.parts.get(i, "") for i in ids]
+        index = index.append_column(f"{DIVISION}{division.name}", pa.array(column, pa.string()))
+        counts = Counter(part for where in column for part in where.split())
+        leaking = {kind: n for kind, n in leaks(source, division).items() if n}
+        said[division.name] = {"origin": division.origin, "images": dict(counts), "leaks": leaking}
+        if leaking:
+            found = " and ".join(f"{n} {kind}" for kind, n in leaking.items())
+            log.warning(
+                "%s: the split %s has %s in more than one part, as published", source.name, division.name, found
+            )
+    _write_arrow(out / "images.arrow", index)
+    _write_arrow(out / "studies.arrow", pa.concat_tables(map(read_arrow, files["studies"])))
+    return said
+
+
 def _check_space(source: Source, out: Path, plan: Plan) -> None:
     place = next(p for p in (out, *out.absolute().parents) if p.is_dir())
     written = sum(f.stat().st_size for f in (out / "shards").glob("*.images.arrow"))
@@ -161,7 +236,8 @@ def _check_space(source: Source, out: Path, plan: Plan) -> None:
 
 def index_hash(source: Source) -> str:
     """Changes with anything that the reader found: ids, paths, splits, texts, views, labels, boxes, masks."""
-    content = hashlib.sha256(json.dumps([source.name, source.labels]).encode())
+    divisions = [[d.name, sorted(d.parts.items())] for d in source.divisions]
+    content = hashlib.sha256(json.dumps([source.name, source.labels, divisions]).encode())
     for s in source.studies:
         images = [[i.image_id, i.path, i.view, i.labels, i.boxes, i.masks, i.extra] for i in s.images]
         row = [s.study_id, s.patient_id, s.split, s.report_path, s.text, s.labels, images]
@@ -346,16 +422,13 @@ def _image_row(
     root: Path, ref: ImageRef, study: int, labels: tuple[str, ...], plan: Plan, problems: list[Problem]
 ) -> dict[str, Any] | None:
     try:
-        with Image.open(root / ref.path) as image:
-            size = image.size
-            gray = _gray(image, plan.size)
+        gray, size = read_gray(root / ref.path, plan.size, plan.window)
+        # the decoder may have halved the sides
+        pixels, geometry = to_square(gray, plan.size, plan.rule)
     except Exception as error:
-        problems.append(Problem("broken image", ref.path, _reason(error)))
+        problems.append(Problem("broken image", ref.path, reason(error)))
         return None
-    pixels, geometry = resize_and_pad(gray, plan.size)
-    # the decoder halves the sides up to three times and rounds them up
-    reduced = 2 ** round(math.log2(size[0] / gray.shape[1]))
-    scaled = Geometry(geometry.scale / reduced, geometry.left, geometry.top, width=size[0], height=size[1])
+    whole_size = geometry.enlarged(*size)
     return {
         "image_id": ref.image_id,
         "path": ref.path,
@@ -364,43 +437,14 @@ def _image_row(
         "width": size[0],
         "height": size[1],
         "labels": [_number(ref.labels.get(n)) for n in labels] if ref.labels is not None else None,
-        "boxes": json.dumps(_boxes(ref, scaled, problems)),
+        "boxes": json.dumps(_boxes(ref, whole_size, plan.size, problems)),
         "extra": ref.extra,
-        "masks": _masks(root, ref, size, plan, problems),
+        "masks": _masks(root, ref, whole_size, plan.size, problems),
         "pixels": pixels,
     }
 
 
-def decode_gray(path: Path, size: int) -> np.ndarray:
-    """Grey uint8 pixels (H, W); a JPEG is decoded at the smallest scale that still covers `size`.
-
-    Raises:
-        OSError: the file is missing, truncated or no image.
-    """
-    with Image.open(path) as image:
-        return _gray(image, size)
-
-
-def _gray(image: Image.Image, size: int) -> np.ndarray:
-    if image.format == "JPEG":
-        image.draft("L", (size, size))
-    if image.mode.startswith(("I", "F")):
-        # more than eight bits: from the least to the greatest value of the picture
-        values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
-        low, high = float(values.min()), float(values.max())
-        return ((values - low) / ((high - low) or 1.0) * 255).round().astype(np.uint8)
-    return np.asarray(image if image.mode == "L" else image.convert("L"))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FileNotFoundError):
-        return "no such file"
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image"
-    return str(error)[:160] or type(error).__name__
-
-
-def _boxes(ref: ImageRef, geometry: Geometry, problems: list[Problem]) -> list[dict[str, Any]]:
+def _boxes(ref: ImageRef, geometry: Geometry, size: int, problems: list[Problem]) -> list[dict[str, Any]]:
     kept = []
     for box in ref.boxes:
         try:
@@ -412,28 +456,25 @@ def _boxes(ref: ImageRef, geometry: Geometry, problems: list[Problem]) -> list[d
             problems.append(Problem("broken box", ref.path, f"no {{label, xywh}}: {box}"[:160], lost=False))
             continue
         xyxy = geometry.boxes(np.array([[x, y, x + w, y + h]]))[0]
+        inside = x < geometry.width and y < geometry.height and x + w > 0 and y + h > 0
+        if inside and (xyxy[:2].max() >= size or xyxy[2:].min() <= 0):
+            problems.append(Problem("box cut away", ref.path, f"in what data.image_rule cuts: {box}"[:160], lost=False))
+            continue
         kept.append({"label": label, "xyxy": [round(float(v), 2) for v in xyxy]})
     return kept
 
 
-def _masks(
-    root: Path, ref: ImageRef, size: tuple[int, int], plan: Plan, problems: list[Problem]
-) -> list[dict[str, Any]]:
+def _masks(root: Path, ref: ImageRef, geometry: Geometry, size: int, problems: list[Problem]) -> list[dict[str, Any]]:
     kept = []
     for mask in ref.masks:
         try:
-            with Image.open(root / mask["path"]) as image:
-                if image.size != size:
-                    raise ValueError(f"a mask of {image.size} pixels for an image of {size}")
-                values = np.asarray(image.convert("L") if image.mode in ("LA", "RGB", "RGBA", "CMYK") else image)
+            drawn = read_mask(root, mask, (geometry.width, geometry.height))
             label = str(mask.get("label", ""))
         except Exception as error:
-            problems.append(Problem("broken mask", ref.path, f"{mask}: {_reason(error)}"[:160], lost=False))
+            problems.append(Problem("broken mask", ref.path, f"{mask}: {reason(error)}"[:160], lost=False))
             continue
-        # drawn in 1, 255 or 65535, as the file's author liked
-        pixels, _ = resize_and_pad((values > values.max() / 2).astype(np.uint8) * 255, plan.size)
         buffer = io.BytesIO()
-        Image.fromarray(pixels > 127).save(buffer, "PNG")
+        Image.fromarray(geometry.picture(drawn, size) > 127).save(buffer, "PNG")
         kept.append({"label": label, "png": buffer.getvalue()})
     return kept
 
@@ -462,3 +503,9 @@ def _write_arrow(path: Path, table: pa.Table) -> None:
     ):
         # rows are fetched at random: small record batches keep each fetch short
         out.write_table(table, max_chunksize=128)
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """A table of a prepared directory, mapped, not read."""
+    with pa.memory_map(str(path)) as source:
+        return pa.ipc.open_stream(source).read_all()

@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
-from vlp_bench.data.prepare import VERSION
+from vlp_bench.data.prepare import DIVISION, VERSION, read_arrow
 from vlp_bench.data.reports import clean_alphanumeric, count_words, select_text, split_sentences, swap_laterality
 from vlp_bench.data.study import FRONTAL
 from vlp_bench.data.tokenization import Pieces, Tokenizer
@@ -50,11 +49,17 @@ class TextForm:
 class PreparedData:
     """A prepared directory.
 
+    Args:
+        path: the directory.
+        fingerprint: the expected one; None takes any.
+        split: the division that says what is train, val and test; None takes the one that it was prepared for.
+
     Raises:
-        UserError: there is none at `path`, it is unfinished or damaged, of another version, or not the expected one.
+        UserError: there is none at `path`, it is unfinished or damaged, of another version, not the expected one, or
+            without that division.
     """
 
-    def __init__(self, path: Path, fingerprint: str | None = None) -> None:
+    def __init__(self, path: Path, fingerprint: str | None = None, split: str | None = None) -> None:
         self.path = Path(path)
         if not (self.path / "manifest.json").is_file():
             state = "unfinished: run the same prepare command again" if (self.path / "plan.json").exists() else "absent"
@@ -78,10 +83,16 @@ class PreparedData:
             raise UserError(
                 f"{self.path} has the fingerprint {self.fingerprint}, expected {fingerprint}: it is other data."
             )
+        self.split = split or self.manifest["split"]
+        if self.split and self.split not in self.manifest["divisions"]:
+            raise UserError(
+                f"{self.path} has no split {self.split}. It has: "
+                f"{', '.join(self.manifest['divisions']) or 'only its own, which split=null takes'}."
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """The path without the data: another process maps the files itself."""
-        return {"path": self.path, "manifest": self.manifest}
+        return {"path": self.path, "manifest": self.manifest, "split": self.split}
 
     @property
     def fingerprint(self) -> str:
@@ -139,25 +150,43 @@ class PreparedData:
         return out
 
     @cached_property
+    def _index(self) -> pd.DataFrame:
+        return read_arrow(self.path / "images.arrow").to_pandas()
+
+    @cached_property
     def images(self) -> pd.DataFrame:
-        """One row an image, all but pixels and masks; `patient_id` and `split` joined; `frontal` computed."""
-        columns = ["image_id", "path", "view", "study", "width", "height", "labels", "boxes", "extra"]
-        table = pa.concat_tables(_read(p).select(columns) for p in self._shards("images")).to_pandas()
-        studies = self.studies
-        table["patient_id"] = studies["patient_id"].to_numpy()[table["study"]]
-        table["split"] = studies["split"].to_numpy()[table["study"]]
+        """One row an image, all but pixels and masks; `patient_id`, `split` and `frontal` are joined."""
+        table = self._index[[c for c in self._index if not c.startswith(DIVISION)]].copy()
+        studies, study = self._studies, table["study"]
+        table["patient_id"] = studies["patient_id"].to_numpy()[study]
+        own = studies["split"].to_numpy()[study]
+        table["split"] = self._index[DIVISION + self.split].to_numpy() if self.split else own
         table["frontal"] = table["view"].isin(FRONTAL)
         return table
 
     @cached_property
+    def _studies(self) -> pd.DataFrame:
+        return read_arrow(self.path / "studies.arrow").drop(["labels"]).to_pandas()
+
+    @cached_property
     def studies(self) -> pd.DataFrame:
-        """One row a study: ids, split, report sections."""
-        return pa.concat_tables(_read(p).drop(["labels"]) for p in self._shards("studies")).to_pandas()
+        """One row a study: ids, split, report sections. By a division, a study lies where its images lie."""
+        if not self.split:
+            return self._studies
+        joined = self.images.groupby("study")["split"].agg(
+            lambda s: " ".join(sorted({p for x in s for p in x.split()}))
+        )
+        return self._studies.assign(split=joined.reindex(range(len(self._studies)), fill_value="").to_numpy())
+
+    def in_split(self, part: str) -> np.ndarray:
+        """Images of train, val or test, bool (images,); an image may lie in several parts of a published division."""
+        return lies_in(self.images["split"], part)
 
     @cached_property
     def study_labels(self) -> np.ndarray:
         """float32 (studies, L): 1, 0, -1 uncertain, nan unknown."""
-        return _label_matrix([x for p in self._shards("studies") for x in _read(p)["labels"].to_pylist()], self.labels)
+        rows = read_arrow(self.path / "studies.arrow")["labels"].to_pylist()
+        return _label_matrix(rows, self.labels)
 
     @cached_property
     def image_labels(self) -> np.ndarray:
@@ -176,12 +205,7 @@ class PreparedData:
     @cached_property
     def mask_labels(self) -> list[frozenset[str]]:
         """What each image has masks of; no mask is decoded for it."""
-        found: list[set[str]] = [set() for _ in range(len(self._images))]
-        for start, chunk in _starts(self._images.column("masks").chunks):
-            names = pc.struct_field(pc.list_flatten(chunk), "label").to_pylist()
-            for parent, name in zip(pc.list_parent_indices(chunk).to_pylist(), names, strict=True):
-                found[start + parent].add(name)
-        return [frozenset(names) for names in found]
+        return [frozenset(names) for names in self.images["mask_labels"]]
 
     def masks(self, row: int) -> list[dict[str, Any]]:
         """Masks of one image, {label, mask: bool (size, size)}, in stored pixels."""
@@ -227,22 +251,15 @@ class PreparedData:
                     np.save(temporary / f"{name}.{part}.npy", getattr(pieces, part))
 
 
-def _starts(chunks: Sequence[pa.Array]) -> Iterator[tuple[int, pa.Array]]:
-    """Each chunk with the number of its first row."""
-    start = 0
-    for chunk in chunks:
-        yield start, chunk
-        start += len(chunk)
+def lies_in(splits: pd.Series, part: str) -> np.ndarray:
+    """Which rows lie in train, val or test, bool, by a column of parts with a blank between."""
+    where = {value: part in value.split() for value in splits.unique()}
+    return splits.map(where).to_numpy(bool)
 
 
 def _load_pieces(folder: Path, name: str) -> Pieces:
     parts = (np.load(folder / f"{name}.{part}.npy", mmap_mode="r") for part in ("ids", "word", "sentence", "offsets"))
     return Pieces(*parts)
-
-
-def _read(path: Path) -> pa.Table:
-    with pa.memory_map(str(path)) as source:
-        return pa.ipc.open_stream(source).read_all()
 
 
 def _label_matrix(rows: Sequence[Sequence[float | None]], labels: Sequence[str]) -> np.ndarray:

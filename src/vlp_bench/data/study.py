@@ -13,8 +13,10 @@ FRONTAL = ("PA", "AP", "FRONTAL")
 class ImageRef:
     """One image file. `path` and the mask paths are relative to the source's root.
 
-    `labels` are the image's own, where a data set labels images rather than studies; `boxes` are
-    {label, xywh in pixels of the file}, `masks` {label, path}.
+    `labels` are the image's own, where a data set labels images rather than studies. `boxes` are {label, xywh in
+    pixels of the file}. `masks` are {label} and one of `path` (a file, or a list of files that are joined), `rle` (runs
+    as in SIIM-ACR: each start counted from the end of the run before, down the columns) and `polygon` ([x, y, x, y,
+    ...]), in pixels of the file.
     """
 
     image_id: str
@@ -55,11 +57,29 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class Division:
+    """A division of the images that somebody published, beside the studies' own split.
+
+    `parts` says where an image lies: `train`, `val` or `test`, or several of them with a blank between, as published
+    lists that leak have it. Images that it does not name are left out.
+    """
+
+    name: str
+    parts: Mapping[str, str]
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Source:
-    """A raw data set as its reader understood it."""
+    """A raw data set as its reader understood it.
+
+    `divisions` are asked for by name (`data.split`, `target.split`); without a name the studies' own split holds,
+    which never has a patient in two parts.
+    """
 
     name: str
     root: Path
     studies: tuple[Study, ...]
     labels: tuple[str, ...]
     problems: tuple[Problem, ...] = ()
+    divisions: tuple[Division, ...] = ()

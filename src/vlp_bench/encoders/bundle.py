@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlp_bench.data.datamodule import Inputs, assemble
-from vlp_bench.data.images import center_crop, resize_and_pad
-from vlp_bench.data.prepare import decode_gray
+from vlp_bench.data.decode import read_gray, reason
+from vlp_bench.data.images import center_crop, to_square
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.joint import JointEncoder
 from vlp_bench.encoders.text import TextBackbone
@@ -117,11 +117,11 @@ class Encoders:
         for image in images:
             if not isinstance(image, np.ndarray):
                 try:
-                    image = decode_gray(Path(image), stored_size(size))
-                except OSError as error:
-                    raise UserError(f"{image} cannot be read as an image: {error}.") from error
-            padded, _ = resize_and_pad(image, stored_size(size))
-            out.append(center_crop(padded, size))
+                    image, _ = read_gray(Path(image), stored_size(size), self.meta.get("window", "voi"))
+                except (OSError, ValueError) as error:
+                    raise UserError(f"{image} cannot be read as an image: {reason(error)}.") from error
+            square, _ = to_square(image, stored_size(size), self.meta.get("image_rule", "resize_and_pad"))
+            out.append(center_crop(square, size))
         return torch.from_numpy(np.stack(out)[:, None])
 
     @torch.inference_mode()

@@ -50,7 +50,7 @@ def prepare(cfg: DictConfig) -> None:
         if not data["raw_dir"] or not data["dir"]:
             raise UserError("prepare needs data.raw_dir=RAW (where the raw data lie) and data.dir=PREPARED (new).")
         source = read(data, Path(data["raw_dir"]))
-        store = _build(data, source, Path(data["dir"]), int(data["store_size"] or 256), cfg.workers)
+        store = _build(data, source, Path(data["dir"]), int(data["store_size"] or 256), cfg.workers, data["split"])
     if cfg.tokens:
         from vlp_bench.data.store import TextForm
         from vlp_bench.data.tokenization import Tokenizer
@@ -78,14 +78,14 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
         UserError: neither `dir` nor `raw_dir` is given, or preparation fails.
     """
     if section.get("dir"):
-        return PreparedData(Path(section["dir"]), section.get("fingerprint"))
+        return PreparedData(Path(section["dir"]), section.get("fingerprint"), section["split"])
     size = int(section.get("store_size") or size)
     if section.get("layout"):
         world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}
-        code = digest([_world_code(), VERSION, section["private"]], 6)
+        code = digest([_world_code(), VERSION, *(section[k] for k in ("private", "image_rule", "window", "reader"))], 6)
         name = "synthetic-{layout}-{studies}x{size}px-seed{seed}-{code}".format(**world, code=code)
         if (cache / "prepared" / name / "manifest.json").exists():
-            return PreparedData(cache / "prepared" / name)
+            return PreparedData(cache / "prepared" / name, split=section["split"])
         source = read(section, _synthetic_raw(cache / "raw" / name, world))
         return _build(section, source, cache / "prepared" / name, size, workers)
     group = "target" if "kind" in section else "data"
@@ -95,7 +95,8 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
             + (f" or {group}.raw_dir=FOLDER." if section["name"] == "folder" else ".")
         )
     source = read(section, Path(section["raw_dir"]))
-    key = [VERSION, index_hash(source), _stamps(source), size, section["private"]]
+    plan = [size, section["image_rule"], section["window"], section["private"]]
+    key = [VERSION, index_hash(source), _stamps(source), plan]
     name = f"{section['name']}-{digest(key, 8)}"
     return _build(section, source, cache / "prepared" / name, size, workers)
 
@@ -103,8 +104,8 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
 def _stamps(source: Source) -> list[tuple[int, int] | None]:
     """Size and time of every image and mask, so that the cache of a folder does not outlive an exchanged file."""
     images = [i for s in source.studies for i in s.images]
-    masks = [m for i in images for m in i.masks if isinstance(m, Mapping)]
-    paths = [i.path for i in images] + [str(m.get("path")) for m in masks]
+    masks = [m["path"] for i in images for m in i.masks if isinstance(m, Mapping) and "path" in m]
+    paths = [i.path for i in images] + [str(p) for m in masks for p in ([m] if isinstance(m, str) else m)]
     stats = [p.stat() if (p := source.root / path).is_file() else None for path in paths]
     return [(s.st_size, s.st_mtime_ns) if s else None for s in stats]
 
@@ -112,7 +113,7 @@ def _stamps(source: Source) -> list[tuple[int, int] | None]:
 def _world_code() -> str:
     """Changes with the code that draws the synthetic world, so that a cache never outlives it."""
     folder = Path(vlp_bench.data.synthetic.__file__).parent
-    return digest([f.read_text("utf-8") for f in sorted(folder.glob("*.py"))], 6)
+    return digest([f.read_text("utf-8") for f in sorted(folder.rglob("*.py"))], 6)
 
 
 def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
@@ -135,18 +136,21 @@ def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _build(section: Mapping[str, Any], source: Source, out: Path, size: int, workers: int | None) -> PreparedData:
+def _build(
+    section: Mapping[str, Any], source: Source, out: Path, size: int, workers: int | None, only: str | None = None
+) -> PreparedData:
     with counted(f"prepare {section['name']}") as progress:
         build(
             source,
             out,
-            Plan(size),
+            Plan(size, section["image_rule"], section["window"]),
+            split=only,
             private=bool(section["private"]),
             max_bad_fraction=float(section["max_bad_fraction"]),
             workers=_workers(workers),
             progress=progress,
         )
-    return PreparedData(out)
+    return PreparedData(out, split=section["split"])
 
 
 def read(section: Mapping[str, Any], raw: Path) -> Source:

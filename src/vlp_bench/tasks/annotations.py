@@ -66,7 +66,7 @@ class Annotations:
         return np.stack([of.get(name, nothing) for name in self.labels], 1)
 
     def _of(self, split: str) -> np.ndarray:
-        return (self.store.images["split"] == split).to_numpy() & self.target.viewed
+        return self.store.in_split(split) & self.target.viewed
 
     def _absent(self, names: list[str]) -> str:
         wanted, other = ("masks", "boxes") if self.drawn else ("boxes", "masks")

@@ -18,6 +18,14 @@ from vlp_bench.errors import UserError
 from vlp_bench.types import ImageFeatures
 
 Metrics = dict[str, dict[str, Any]]
+#: What an uncertain label counts as, by the name of the policy and of the label ("" for all others). `mixed` is what
+#: Irvin et al. (CheXpert, 2019) found best for each of its five competition labels; GLoRIA and MGCA use it.
+UNCERTAIN: dict[str, dict[str, float]] = {
+    "ignore": {"": np.nan},
+    "ones": {"": 1.0},
+    "zeros": {"": 0.0},
+    "mixed": {"": 0.0, "Atelectasis": 1.0, "Edema": 1.0, "Pleural Effusion": 1.0},
+}
 
 
 class Target:
@@ -28,7 +36,7 @@ class Target:
         name: for messages.
         kind: multilabel, binary or multiclass.
         labels: label names, or {name: label} where `!label` means its absence; None takes every label.
-        uncertain: what -1 means: ignore (unknown), ones or zeros.
+        uncertain: what -1 means: ignore (unknown), ones, zeros, or mixed, by label.
         views: frontal or all.
 
     Raises:
@@ -47,14 +55,15 @@ class Target:
     ) -> None:
         if kind not in ("multilabel", "binary", "multiclass"):
             raise UserError(f"target.kind={kind}: expected multilabel, binary or multiclass.")
-        if uncertain not in ("ignore", "ones", "zeros"):
-            raise UserError(f"target.uncertain={uncertain}: expected ignore, ones or zeros.")
+        if uncertain not in UNCERTAIN:
+            raise UserError(f"target.uncertain={uncertain}: expected one of {', '.join(UNCERTAIN)}.")
         self.store, self.name, self.kind = store, name, kind
         names = dict(labels) if isinstance(labels, Mapping) else {n: n for n in (labels or store.labels)}
         self.labels = list(names)
-        values = store.image_labels.copy()
-        values[values == -1] = {"ignore": np.nan, "ones": 1.0, "zeros": 0.0}[uncertain]
-        columns = [self._column(values, label) for label in names.values()]
+        values = store.image_labels
+        policy = UNCERTAIN[uncertain]
+        values = np.where(values == -1, [policy.get(name, policy[""]) for name in store.labels], values)
+        columns = [self._column(values.astype(np.float32), label) for label in names.values()]
         self.targets = np.stack(columns, axis=1) if columns else np.zeros((len(values), 0), np.float32)
         known = ~np.isnan(self.targets)
         self.viewed = store.images["frontal"].to_numpy() | (views != "frontal")
@@ -79,7 +88,7 @@ class Target:
         """
         if split not in SPLITS:
             raise UserError(f"split={split}: expected {', '.join(SPLITS)}.")
-        rows = np.flatnonzero(self._usable & (self.store.images["split"] == split).to_numpy())
+        rows = np.flatnonzero(self._usable & self.store.in_split(split))
         if len(rows) == 0:
             raise UserError(f"target={self.name} has no labelled {split} image.")
         return rows

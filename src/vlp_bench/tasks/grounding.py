@@ -139,7 +139,7 @@ def boxed_labels(target: Target, split: str, labels: Sequence[str] | None) -> li
         UserError: one that was asked for has none, or there are none at all.
     """
     store = target.store
-    here = np.flatnonzero((store.images["split"] == split).to_numpy() & target.viewed)
+    here = np.flatnonzero(store.in_split(split) & target.viewed)
     counts = pd.Series([b["label"] for row in here for b in store.boxes(int(row))], dtype=object).value_counts()
     found = [label for label in labels or target.labels if label in counts.index]
     if not found or (labels and len(found) < len(labels)):
@@ -160,7 +160,7 @@ def boxed_items(target: Target, split: str, labels: Sequence[str]) -> Items:
     """
     store = target.store
     rows, numbers, boxes = [], [], []
-    for row in np.flatnonzero((store.images["split"] == split).to_numpy() & target.viewed):
+    for row in np.flatnonzero(store.in_split(split) & target.viewed):
         there = store.boxes(int(row))
         for number, label in enumerate(labels):
             mine = [b["xyxy"] for b in there if b["label"] == label]

@@ -30,7 +30,7 @@ def attention(cell: Cell, count: int) -> list[Picture]:
     """
     encoders, store = cell.encoders, cell.target.store
     images = store.images
-    use = ((images["split"] == cell.split) & images["frontal"]).to_numpy()
+    use = store.in_split(cell.split) & images["frontal"].to_numpy()
     if encoders.text is not None:
         use = use & store.long_enough(encoders.text.tokenizer, encoders.inputs.form)[images["study"].to_numpy()]
     rows = [row for row in map(int, np.flatnonzero(use)) if store.boxes(row)][: max(count, 0)]

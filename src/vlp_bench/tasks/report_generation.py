@@ -124,7 +124,7 @@ class ReportGeneration(Task):
         """First frontal image row of each study of a split that has a report."""
         store = cell.target.store
         use = store.long_enough(made.tokenizer, self.form)[store.images["study"].to_numpy()]
-        images = store.images[use & (store.images["split"] == split).to_numpy() & store.images["frontal"].to_numpy()]
+        images = store.images[use & store.in_split(split) & store.images["frontal"].to_numpy()]
         if images.empty:
             raise UserError(
                 f"target={cell.target.name} has no {split} study with a frontal image and a report "

@@ -25,7 +25,7 @@ def pairs(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     store, inputs = cell.target.store, cell.encoders.inputs
     pieces, _ = store.pieces(cell.encoders.text.tokenizer, inputs.form)  # type: ignore[union-attr]
     images = store.images
-    use = (images["split"] == cell.split) & images["frontal"] & (np.diff(pieces.offsets)[images["study"]] > 0)
+    use = store.in_split(cell.split) & images["frontal"] & (np.diff(pieces.offsets)[images["study"]] > 0)
     first = images[use].groupby("study").head(1)
     if first.empty:
         raise UserError(

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vlp_bench.data.store import lies_in
 from vlp_bench.encoders.decoders import ImageDecoder
 from vlp_bench.encoders.sentence_aligner import SentenceAligner
 from vlp_bench.tasks.base import Cell, Picture
@@ -103,7 +104,7 @@ def _queries(sentences: Sequence[str], weights: Float[np.ndarray, "N K"]) -> np.
 def _sentences(cell: Cell) -> list[str]:
     """Different sentences of the split's reports that are about something in ABOUT, drawn at random."""
     store, form = cell.target.store, cell.encoders.inputs.form
-    studies = store.studies[store.studies["split"] == cell.split]
+    studies = store.studies[lies_in(store.studies["split"], cell.split)]
     texts = studies[["findings", "impression"]].to_dict("records")
     found = sorted({s for study in texts for s in form.sentences(study) if about(s)})
     drawn = np.random.default_rng(cell.seed).permutation(len(found))[:LAID_OUT]

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlp_bench.data.store import lies_in
 from vlp_bench.data.tokenization import Tokenizer
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.encoders.text import TextBackbone
@@ -210,7 +211,7 @@ def published_question(question: str) -> str:
 
 
 def _of_split(cell: Cell, asked: pd.DataFrame, split: str) -> pd.DataFrame:
-    items = asked[asked["split"] == split]
+    items = asked[lies_in(asked["split"], split)]
     if items.empty:
         raise UserError(f"target={cell.target.name} has no {split} question.")
     if split == "train":

@@ -5,7 +5,6 @@ Columns: `image_path` (relative to the directory) is needed. Read where present:
 `masks_json` (list of {label, path}), `extra_json`, and any column for `where`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
+from vlp_bench.data.divisions import NAMES, by_hash
 from vlp_bench.data.study import SPLITS, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -104,7 +104,7 @@ def _identify(table: pd.DataFrame) -> pd.DataFrame:
 def _split(table: pd.DataFrame, shares: Mapping[str, float], path: Path, problems: list[Problem]) -> pd.DataFrame:
     """With every row in train, val or test: as the csv says where it names all three, else by patient."""
     written = table["split"].str.strip().str.lower() if "split" in table else pd.Series("", table.index)
-    named = written.replace({"valid": "val", "validate": "val", "validation": "val"})
+    named = written.replace(NAMES)
     if set(SPLITS) <= set(named):
         known = named.isin(SPLITS)
         for n in table.index[~known]:
@@ -121,12 +121,7 @@ def _split(table: pd.DataFrame, shares: Mapping[str, float], path: Path, problem
     if part := sorted(set(named) & set(SPLITS)):
         reason = f"names only {', '.join(part)}: the patients were split anew"
         problems.append(Problem("split", "metadata.csv column split", reason, lost=False))
-    if set(shares) != set(SPLITS) or min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise UserError(f"shares={shares}: give train, val and test, together 1.")
-    patients = table["patient_id"].unique()
-    numbers = {p: int(hashlib.sha256(p.encode()).hexdigest()[:8], 16) / 16**8 for p in patients}
-    train, val = shares["train"], shares["train"] + shares["val"]
-    chosen = {p: "train" if x < train else "val" if x < val else "test" for p, x in numbers.items()}
+    chosen = by_hash(table["patient_id"].unique(), shares)
     return table.assign(split=table["patient_id"].map(chosen))
 
 

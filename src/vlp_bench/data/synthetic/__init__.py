@@ -6,7 +6,6 @@ archive. A seed fixes all of it; study ``i`` of a seed is the same however many 
 
 from vlp_bench.data.synthetic.drawing import annotate, render
 from vlp_bench.data.synthetic.language import HEDGES, MENTIONS
-from vlp_bench.data.synthetic.layouts import LAYOUTS, write_raw
 from vlp_bench.data.synthetic.sampling import sample_studies, split_of
 from vlp_bench.data.synthetic.vocabulary import SPECIAL_TOKENS, VOCABULARY, train_vocabulary
 from vlp_bench.data.synthetic.world import (
@@ -18,13 +17,13 @@ from vlp_bench.data.synthetic.world import (
     SyntheticImage,
     SyntheticStudy,
 )
+from vlp_bench.data.synthetic.writing import layouts, write_raw
 
 __all__ = [
     "CHEXPERT_LABELS",
     "DEVICES",
     "FINDINGS",
     "HEDGES",
-    "LAYOUTS",
     "MENTIONS",
     "QA",
     "SPECIAL_TOKENS",
@@ -33,6 +32,7 @@ __all__ = [
     "SyntheticImage",
     "SyntheticStudy",
     "annotate",
+    "layouts",
     "render",
     "sample_studies",
     "split_of",
