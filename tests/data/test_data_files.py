@@ -126,7 +126,7 @@ def test_a_build_that_another_process_begins_meanwhile_is_no_foreign_folder(tmp_
 
 @pytest.mark.parametrize("name", ["prepare", "store", "tokenization", "sources.folder", "sources.mimic_cxr", "reports"])
 def test_the_room_works_without_torch(name):
-    code = f"import sys, vlp_bench.data.{name}; print('torch' in sys.modules, 'datasets' in sys.modules)"
+    code = f"import sys, vlp_bench.data.{name}; print('torch' in sys.modules, 'pydicom' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["False", "False"]
 

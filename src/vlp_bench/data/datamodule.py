@@ -70,6 +70,10 @@ class BatchKey(NamedTuple):
     rank: int = 0
 
 
+#: How many shards a shuffle spans where they are fetched on the way: some 4,000 studies.
+SHARDS_AT_ONCE = 16
+
+
 class EpochBatches(Sampler[BatchKey]):
     """Batches of one rank: a permutation of (seed, epoch), dealt to the ranks in turn.
 
@@ -85,6 +89,8 @@ class EpochBatches(Sampler[BatchKey]):
         drop_last: leave out an incomplete last batch; without it, ranks may differ by one sample.
         lengths: of the samples' texts; where given, shuffled batches hold texts of like length.
         window: how many batches are sorted by length together; the more, the less padding.
+        shards: of the samples; where given, samples are shuffled among `SHARDS_AT_ONCE` shards, in turn, so that those
+            of an epoch can be fetched one after the other.
     """
 
     def __init__(
@@ -99,10 +105,11 @@ class EpochBatches(Sampler[BatchKey]):
         drop_last: bool,
         lengths: np.ndarray | None = None,
         window: int = 1,
+        shards: np.ndarray | None = None,
     ) -> None:
         self.size, self.batch_size, self.rank, self.world = size, batch_size, rank, world
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
-        self.lengths, self.window = lengths, window
+        self.lengths, self.window, self.shards = lengths, window, shards
         self.epoch = 0
         self.start = 0
 
@@ -120,6 +127,9 @@ class EpochBatches(Sampler[BatchKey]):
         if self.shuffle:
             rng = np.random.default_rng([self.seed, self.epoch])
             order = rng.permutation(self.size)
+            if self.shards is not None:
+                turn = rng.permutation(int(self.shards.max(initial=0)) + 1)[self.shards[order]] // SHARDS_AT_ONCE
+                order = order[np.argsort(turn, kind="stable")]
             if self.lengths is not None:
                 order = self._by_length(order, self.lengths, rng)
         joined = self.batch_size * self.world
@@ -423,6 +433,7 @@ class MimicCxrDataModule(LightningDataModule):
             drop_last=True,
             lengths=data.lengths if self.length_window > 1 else None,
             window=self.length_window,
+            shards=self.store.shard_of(data.views[:size, 0]) if self.store.url else None,
         )
         return batch_loader(data, sampler, self.num_workers)
 

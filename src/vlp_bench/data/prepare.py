@@ -47,7 +47,9 @@ from vlp_bench.files import Progress, alone, digest, read_json, whole, write_jso
 log = logging.getLogger(__name__)
 
 VERSION = 3
+#: at most; large images make smaller shards, so that a worker never holds much more than 100 MB of pixels
 STUDIES_PER_SHARD = 256
+ROWS_PER_PIECE = 128
 #: prefix of the columns of the index that say where an image lies in a division
 DIVISION = "division/"
 SECTIONS = ("findings", "impression", "last_paragraph")
@@ -112,7 +114,7 @@ def prepare(
         "version": VERSION,
         "source": source.name,
         "private": private,
-        "plan": asdict(plan) | {"shard": STUDIES_PER_SHARD},
+        "plan": asdict(plan) | {"shard": _studies_per_shard(plan)},
         "split": split,
         "index": index_hash(source),
     }
@@ -140,6 +142,7 @@ def prepare(
             "split": split,
             "divisions": divisions,
             "shards": len(done),
+            "shard_images": [s["images"] for s in done],
             "fingerprint": digest(
                 [VERSION, identity["plan"], source.labels, [s["hash"] for s in done], split, parts], 16
             ),
@@ -253,13 +256,16 @@ class _Guard:
         rows = refused + sum(1 + len(s.images) for s in source.studies)
         self.source, self.out, self.limit = source, out, fraction * rows
         self.problems: list[Problem] = []
+        self.lost = 0
         self.add(source.problems)
 
     def add(self, problems: Iterable[Problem]) -> None:
-        self.problems += problems
-        lost = [p for p in self.problems if p.lost]
-        if len(lost) > self.limit:
+        new = list(problems)
+        self.problems += new
+        self.lost += sum(p.lost for p in new)
+        if self.lost > self.limit:
             self.write({})
+            lost = [p for p in self.problems if p.lost]
             first = "; ".join(f"{p.where}: {p.reason}" for p in lost[:2])
             raise UserError(
                 f"{len(lost)} rows of {self.source.root} are bad, more than data.max_bad_fraction allows "
@@ -273,12 +279,17 @@ class _Guard:
         write_json(self.out / "prepare_report.json", report)
 
 
+def _studies_per_shard(plan: Plan) -> int:
+    return max(1, min(STUDIES_PER_SHARD, STUDIES_PER_SHARD * 256**2 // plan.size**2))
+
+
 def _run_shards(
     source: Source, out: Path, plan: Plan, workers: int, progress: Progress | None, guard: _Guard
 ) -> list[dict[str, Any]]:
-    starts = range(0, len(source.studies), STUDIES_PER_SHARD)
+    count = _studies_per_shard(plan)
+    starts = range(0, len(source.studies), count)
     jobs = [
-        (source.root, source.studies[i : i + STUDIES_PER_SHARD], source.labels, plan, out / "shards", n, i)
+        (source.root, source.studies[i : i + count], source.labels, plan, out / "shards", n, i)
         for n, i in enumerate(starts)
     ]
     done: list[dict[str, Any]] = []
@@ -502,7 +513,7 @@ def _write_arrow(path: Path, table: pa.Table) -> None:
         pa.ipc.new_stream(sink, table.schema) as out,
     ):
         # rows are fetched at random: small record batches keep each fetch short
-        out.write_table(table, max_chunksize=128)
+        out.write_table(table, max_chunksize=ROWS_PER_PIECE)
 
 
 def read_arrow(path: Path) -> pa.Table:

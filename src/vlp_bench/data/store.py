@@ -4,7 +4,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from vlp_bench.data.prepare import DIVISION, VERSION, read_arrow
+from vlp_bench.data.prepare import DIVISION, ROWS_PER_PIECE, VERSION, read_arrow
+from vlp_bench.data.remote import fetch
 from vlp_bench.data.reports import clean_alphanumeric, count_words, select_text, split_sentences, swap_laterality
 from vlp_bench.data.study import FRONTAL
 from vlp_bench.data.tokenization import Pieces, Tokenizer
@@ -52,6 +53,7 @@ class PreparedData:
     Args:
         path: the directory.
         fingerprint: the expected one; None takes any.
+        url: where the shards come from that `path` does not have yet (see `remote`).
         split: the division that says what is train, val and test; None takes the one that it was prepared for.
 
     Raises:
@@ -59,8 +61,10 @@ class PreparedData:
             without that division.
     """
 
-    def __init__(self, path: Path, fingerprint: str | None = None, split: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(
+        self, path: Path, fingerprint: str | None = None, split: str | None = None, url: str | None = None
+    ) -> None:
+        self.path, self.url = Path(path), url
         if not (self.path / "manifest.json").is_file():
             state = "unfinished: run the same prepare command again" if (self.path / "plan.json").exists() else "absent"
             raise UserError(
@@ -73,7 +77,9 @@ class PreparedData:
                 f"{self.path} was prepared by another version ({self.manifest.get('version')}, this one writes "
                 f"{VERSION}). Prepare it anew into another data.dir."
             )
-        missing = [p for kind in ("images", "studies") for p in self._shards(kind) if not p.is_file()]
+        missing = [p for p in (self.path / "images.arrow", self.path / "studies.arrow") if not p.is_file()]
+        if url is None:
+            missing += [p for n in range(self.manifest["shards"]) if not (p := self.path / _shard(n)).is_file()]
         if missing:
             raise UserError(
                 f"{missing[0]} is missing, and {len(missing) - 1} more: {self.path} is damaged. "
@@ -92,7 +98,7 @@ class PreparedData:
 
     def __getstate__(self) -> dict[str, Any]:
         """The path without the data: another process maps the files itself."""
-        return {"path": self.path, "manifest": self.manifest, "split": self.split}
+        return {k: getattr(self, k) for k in ("path", "manifest", "split", "url")}
 
     @property
     def fingerprint(self) -> str:
@@ -114,22 +120,29 @@ class PreparedData:
         """Names of the labels, in the order of the label arrays."""
         return list(self.manifest["labels"])
 
-    def _shards(self, kind: str) -> list[Path]:
-        return [self.path / "shards" / f"{n:05d}.{kind}.arrow" for n in range(self.manifest["shards"])]
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Image rows up to the end of each shard."""
+        return np.cumsum(self.manifest["shard_images"])
 
     @cached_property
-    def _images(self) -> pa.Table:
-        """All shards as one memory-mapped table."""
-        from datasets import Dataset, concatenate_datasets
+    def _opened(self) -> dict[int, tuple[pa.Table, list[np.ndarray]]]:
+        return {}
 
-        return concatenate_datasets([Dataset.from_file(str(p)) for p in self._shards("images")]).data.table
+    def _open(self, numbers: Iterable[int]) -> None:
+        """Map shards that are not open yet; fetch those that are not here yet."""
+        new = [n for n in numbers if n not in self._opened]
+        if self.url and new:
+            fetch(self.url, self.path, map(_shard, new))
+        for n in new:
+            table = read_arrow(self.path / _shard(n))
+            chunks = [c for c in table.column("pixels").chunks if len(c)]
+            flat = [c.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.size, self.size) for c in chunks]
+            self._opened[n] = table, flat
 
-    @cached_property
-    def _pixels(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Where each piece of the pixel column begins, and the pieces: arrays (n, size, size) onto the files."""
-        pieces = [c for c in self._images.column("pixels").chunks if len(c)]
-        arrays = [c.flatten().to_numpy(zero_copy_only=True).reshape(-1, self.size, self.size) for c in pieces]
-        return np.cumsum([0, *map(len, arrays)])[:-1], arrays
+    def shard_of(self, rows: np.ndarray) -> np.ndarray:
+        """The shard in which each of N image rows lies, int64 (N,)."""
+        return np.searchsorted(self._ends, rows, side="right")
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Stored grey pixels, uint8 (N, size, size), of N image rows."""
@@ -141,12 +154,13 @@ class PreparedData:
 
         Read straight from the mapped files: only the bytes of the square are touched, and they are copied once.
         """
-        first, arrays = self._pixels
-        piece = np.searchsorted(first, rows, side="right") - 1
+        shard = self.shard_of(rows)
+        self._open(np.unique(shard).tolist())
+        piece, row = np.divmod(rows - np.concatenate([[0], self._ends])[shard], ROWS_PER_PIECE)
         out = np.empty((len(rows), size, size), np.uint8)
-        places = zip(piece.tolist(), (rows - first[piece]).tolist(), tops.tolist(), lefts.tolist(), strict=True)
-        for n, (p, row, top, left) in enumerate(places):
-            out[n] = arrays[p][row, top : top + size, left : left + size]
+        places = zip(shard.tolist(), piece.tolist(), row.tolist(), tops.tolist(), lefts.tolist(), strict=True)
+        for n, (s, p, r, top, left) in enumerate(places):
+            out[n] = self._opened[s][1][p][r, top : top + size, left : left + size]
         return out
 
     @cached_property
@@ -209,7 +223,10 @@ class PreparedData:
 
     def masks(self, row: int) -> list[dict[str, Any]]:
         """Masks of one image, {label, mask: bool (size, size)}, in stored pixels."""
-        stored = self._images.column("masks")[row].as_py() or []
+        shard = int(self.shard_of(np.array([row]))[0])
+        self._open([shard])
+        local = row - int(self._ends[shard - 1] if shard else 0)
+        stored = self._opened[shard][0].column("masks")[local].as_py() or []
         return [{"label": m["label"], "mask": np.asarray(Image.open(io.BytesIO(m["png"])))} for m in stored]
 
     def pieces(self, tokenizer: Tokenizer, form: TextForm) -> tuple[Pieces, Pieces]:
@@ -249,6 +266,10 @@ class PreparedData:
                 pieces = tokenizer.encode(version)
                 for part in ("ids", "word", "sentence", "offsets"):
                     np.save(temporary / f"{name}.{part}.npy", getattr(pieces, part))
+
+
+def _shard(number: int) -> str:
+    return f"shards/{number:05d}.images.arrow"
 
 
 def lies_in(splits: pd.Series, part: str) -> np.ndarray:

@@ -13,6 +13,7 @@ import vlp_bench.data.synthetic
 from vlp_bench.config import plain
 from vlp_bench.data.prepare import VERSION, Plan, index_hash
 from vlp_bench.data.prepare import prepare as build
+from vlp_bench.data.remote import is_remote, mirror
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import Source
 from vlp_bench.engine.progress import counted
@@ -78,7 +79,11 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
         UserError: neither `dir` nor `raw_dir` is given, or preparation fails.
     """
     if section.get("dir"):
-        return PreparedData(Path(section["dir"]), section.get("fingerprint"), section["split"])
+        given_dir = str(section["dir"])
+        if is_remote(given_dir):
+            place = mirror(given_dir, cache)
+            return PreparedData(place, section.get("fingerprint"), section["split"], url=given_dir.rstrip("/"))
+        return PreparedData(Path(given_dir), section.get("fingerprint"), section["split"])
     size = int(section.get("store_size") or size)
     if section.get("layout"):
         world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}

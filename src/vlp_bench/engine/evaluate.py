@@ -137,7 +137,8 @@ def _recipe(cfg: DictConfig) -> str:
     """A hash of how the backbone is evaluated, whichever it is, with whatever labels and seeds."""
     # as written: what a protocol publishes for each fraction is one way of evaluating
     written = {"adaptation": OmegaConf.to_container(cfg.adaptation, resolve=False)}
-    return digest([identity(cfg, RECIPE_KEYS) | written, {k: plain(cfg.target).get(k) for k in (*TARGET_KEYS, "split")}], 6)
+    target = {k: plain(cfg.target).get(k) for k in (*TARGET_KEYS, "split")}
+    return digest([identity(cfg, RECIPE_KEYS) | written, target], 6)
 
 
 def _protocol(cfg: DictConfig) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from vlp_bench import __version__
 from vlp_bench.config import identity, plain
 from vlp_bench.files import digest
 
-PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "transformers", "hydra-core", "numpy", "datasets")
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "transformers", "hydra-core", "numpy", "pyarrow")
 
 
 def provenance(cfg: DictConfig) -> dict[str, Any]:
