@@ -20,7 +20,10 @@ VERBS = {
     "report": ("run folders to one self-contained page", "vlp_bench.engine.tools:report"),
     "export": ("write a bundle to a folder of its own", "vlp_bench.engine.tools:export"),
     "embed": ("features of new images to a table", "vlp_bench.engine.tools:embed"),
-    "doctor": ("what is installed, what is missing", "vlp_bench.engine.tools:doctor"),
+    "doctor": (
+        "what is installed, what of a data set is there, what is wrong with it",
+        "vlp_bench.engine.doctor:doctor",
+    ),
     "demo": ("the whole line in minutes, on synthetic data", "vlp_bench.engine.benchmark:demo"),
 }
 CONFIG_HELP = """vlp-bench config list [GROUP]              groups and their options

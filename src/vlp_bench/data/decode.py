@@ -112,8 +112,7 @@ def read_mask(root: Path, mask: Mapping[str, Any], size: tuple[int, int]) -> np.
         size: width and height of the image.
 
     Raises:
-        KeyError: none of the three.
-        OSError, ValueError: it cannot be read, or is of another size than the image.
+        OSError, ValueError: it has none of the three, cannot be read, or is of another size than the image.
     """
     if "path" in mask:
         paths = [mask["path"]] if isinstance(mask["path"], str) else mask["path"]
@@ -122,6 +121,8 @@ def read_mask(root: Path, mask: Mapping[str, Any], size: tuple[int, int]) -> np.
         points = np.array(mask["polygon"], np.float64).reshape(-1, 2)
         drawn = np.zeros((size[1], size[0]), np.uint8)
         return cv2.fillPoly(drawn, [points.round().astype(np.int32)], 255)
+    if "rle" not in mask:
+        raise ValueError("a mask needs path, rle or polygon")
     return run_lengths(mask["rle"], size)
 
 

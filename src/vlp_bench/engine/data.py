@@ -79,11 +79,7 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
         UserError: neither `dir` nor `raw_dir` is given, or preparation fails.
     """
     if section.get("dir"):
-        given_dir = str(section["dir"])
-        if is_remote(given_dir):
-            place = mirror(given_dir, cache)
-            return PreparedData(place, section.get("fingerprint"), section["split"], url=given_dir.rstrip("/"))
-        return PreparedData(Path(given_dir), section.get("fingerprint"), section["split"])
+        return ready(section, cache)
     size = int(section.get("store_size") or size)
     if section.get("layout"):
         world = {k: section[k] for k in ("layout", "studies", "seed")} | {"size": size}
@@ -104,6 +100,19 @@ def ensure(section: Mapping[str, Any], cache: Path, size: int, workers: int | No
     key = [VERSION, index_hash(source), _stamps(source), plan]
     name = f"{section['name']}-{digest(key, 8)}"
     return _build(section, source, cache / "prepared" / name, size, workers)
+
+
+def ready(section: Mapping[str, Any], cache: Path) -> PreparedData:
+    """The prepared data of a section's `dir`: a directory, or a URL, of which only the index is fetched now.
+
+    Raises:
+        UserError: it is not there, not whole, or not what the section expects.
+    """
+    place, url = Path(section["dir"]), None
+    if is_remote(str(section["dir"])):
+        url = str(section["dir"]).rstrip("/")
+        place = mirror(url, cache)
+    return PreparedData(place, section.get("fingerprint"), section["split"], url)
 
 
 def _stamps(source: Source) -> list[tuple[int, int] | None]:
@@ -135,7 +144,7 @@ def _synthetic_raw(folder: Path, world: Mapping[str, Any]) -> Path:
                 studies=world["studies"],
                 seed=world["seed"],
                 size=world["size"],
-                workers=_workers(None),
+                workers=processes(None),
                 progress=progress,
             )
     return folder
@@ -152,7 +161,7 @@ def _build(
             split=only,
             private=bool(section["private"]),
             max_bad_fraction=float(section["max_bad_fraction"]),
-            workers=_workers(workers),
+            workers=processes(workers),
             progress=progress,
         )
     return PreparedData(out, split=section["split"])
@@ -170,7 +179,8 @@ def read(section: Mapping[str, Any], raw: Path) -> Source:
     return get_object(section["reader"]["_target_"])(raw, **options)
 
 
-def _workers(wanted: int | None) -> int:
+def processes(wanted: int | None) -> int:
+    """How many to work with: as many as wanted, or one a core, at most 16."""
     return wanted or min(len(os.sched_getaffinity(0)), 16)
 
 

