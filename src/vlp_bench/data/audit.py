@@ -61,14 +61,17 @@ def copies(one: Prints, other: Prints | None = None) -> np.ndarray:
     """
     within, other = other is None, one if other is None else other
     found: set[tuple[int, int]] = set()
+    # blank pictures are all alike, and copies of nothing
+    rows = np.flatnonzero(one.small.any(1))
+    others = rows if within else np.flatnonzero(other.small.any(1))
     for band in range(BANDS):
-        for here, there in _same(one.bits[:, band], other.bits[:, band]):
+        for same, alike in _same(one.bits[rows, band], other.bits[others, band]):
+            here, there = rows[same], others[alike]
             a, b = (x.ravel() for x in np.meshgrid(here, there, indexing="ij"))
             if within:
                 a, b = a[a < b], b[a < b]
             apart = np.bitwise_count(one.bits[a] ^ other.bits[b]).sum(1)
-            alike = (one.small[a] * other.small[b]).sum(1)
-            near = (apart <= APART) & (alike >= ALIKE)
+            near = (apart <= APART) & ((one.small[a] * other.small[b]).sum(1) >= ALIKE)
             found.update(zip(a[near].tolist(), b[near].tolist(), strict=True))
     return np.array(sorted(found), np.int64).reshape(-1, 2)
 

@@ -106,6 +106,9 @@ class Encoders:
         """The text form and image rules of pre-training."""
         return Inputs(**self.meta.get("inputs", {}))
 
+    def _rule(self, name: str, otherwise: str) -> str:
+        return str(self.meta.get("data", {}).get(name, otherwise))
+
     def prepare_images(self, images: Sequence[str | Path | np.ndarray]) -> Tensor:
         """Files or grey uint8 arrays (H, W) to uint8 (N, 1, S, S), by the rule of pre-training.
 
@@ -117,10 +120,10 @@ class Encoders:
         for image in images:
             if not isinstance(image, np.ndarray):
                 try:
-                    image, _ = read_gray(Path(image), stored_size(size), self.meta.get("window", "voi"))
+                    image, _ = read_gray(Path(image), stored_size(size), self._rule("window", "voi"))
                 except (OSError, ValueError) as error:
                     raise UserError(f"{image} cannot be read as an image: {reason(error)}.") from error
-            square, _ = to_square(image, stored_size(size), self.meta.get("image_rule", "resize_and_pad"))
+            square, _ = to_square(image, stored_size(size), self._rule("image_rule", "resize_and_pad"))
             out.append(center_crop(square, size))
         return torch.from_numpy(np.stack(out)[:, None])
 

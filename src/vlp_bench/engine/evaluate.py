@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from vlp_bench.config import compose_verb, identity, plain
+from vlp_bench.data.catalogue import overlap
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build
@@ -130,7 +131,21 @@ def _measured(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> dict[
         "bundle_hash": encoders.hash,
         "pretrain": {**encoders.meta.get("training", {}), "provenance": pretraining},
         "data_fingerprint": (pretraining or {}).get("data_fingerprint"),
+        "exposure": list(_exposure(cfg, store, encoders)),
     }
+
+
+def _exposure(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> Iterator[str]:
+    """Why the encoders, or what is trained on them, may have seen test images before."""
+    data = encoders.meta.get("data") or {}
+    target = cfg.target.name
+    for name in dict.fromkeys([*([data["name"]] if data else []), *cfg.exposure]):
+        if name == target and name not in cfg.exposure and data.get("split") == store.split:
+            continue  # its training images alone
+        if why := overlap(name, target):
+            yield f"pre-trained on {name}: {why}"
+    for kind, number in (store.manifest["divisions"].get(store.split, {}).get("leaks") or {}).items():
+        yield f"the split {store.split} has {number} {kind} in more than one part"
 
 
 def _recipe(cfg: DictConfig) -> str:
@@ -188,7 +203,7 @@ def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: 
         "backbone": encoders.meta.get("name"),
         "pretrain_seed": encoders.meta.get("pretrain_seed"),
         "task": cfg.task.name,
-        "target": cfg.target.name,
+        "target": " ".join(filter(None, (cfg.target.name, cfg.target.split))),
         "where": cfg.target.get("where"),
         "split": cfg.split,
         "protocol": _protocol(cfg),

@@ -87,6 +87,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "pretrain_seed": cfg.seed,
         "inputs": plain(cfg.method.inputs),
         "private": data.private,
+        "data": {k: cfg.data[k] for k in ("name", "split", "image_rule", "window")},
         "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
     }
     module.record = {"config": plain(cfg), "meta": meta}

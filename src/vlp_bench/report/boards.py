@@ -38,6 +38,11 @@ class Cell:
     verdict: str = ""
     rank: tuple[int, int] | None = None
 
+    @property
+    def exposure(self) -> tuple[str, ...]:
+        """Why its runs may have seen test images before."""
+        return tuple(dict.fromkeys(reason for run in self.runs for reason in run.exposure))
+
     def overlaps(self, other: "Cell") -> bool:
         """Tell whether the intervals share a point; a cell without interval counts as its value alone."""
         low, high = _ends(self)

@@ -56,6 +56,7 @@ class Evaluation:
     caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the protocol, by CAVEATS
     baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)  # further trivial answers by name
     not_applicable: str = ""  # why there is no value
+    exposure: tuple[str, ...] = ()  # why test images may have been seen before
     predictions: Path | None = None  # the file with one row per test item, where it was kept
 
     def fact(self, *path: str) -> str:
@@ -207,6 +208,7 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
             caveats=caveats,
             baselines={_text(k): _read_metrics(v) for k, v in (facts.get("baselines") or {}).items()},
             not_applicable=_text(facts.get("not_applicable")),
+            exposure=tuple(map(_text, provenance.get("exposure") or ())),
             predictions=predictions if predictions.is_file() else None,
         )
     ]

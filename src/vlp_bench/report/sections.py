@@ -162,6 +162,7 @@ def _cell(board: Board, row: Row, fraction: float | None) -> Markup:
         tag("small", " · ".join(part for part in basis if part)),
         tag("span", standing, class_="mark tie" if cell.tie else "mark") if standing else None,
         verdict,
+        tag("span", "⚠ seen before", title="; ".join(cell.exposure), class_="mark below") if cell.exposure else None,
         class_="number",
         data_sort=repr(cell.value),
     )

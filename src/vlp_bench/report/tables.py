@@ -116,6 +116,7 @@ def _record(board: Board, group: Group, row: Row, fraction: float | None, cell: 
         "rank_low": cell.rank[0] if cell.rank else None,
         "rank_high": cell.rank[1] if cell.rank else None,
         "against_trivial": cell.verdict,
+        "exposure": "; ".join(cell.exposure),
         "folders": ";".join(run.folder for run in cell.runs),
     }
 
@@ -248,7 +249,8 @@ def cell_text(cell: Cell | None, metric: str) -> str:
     text = f"**{value}**" if cell.best else value
     interval = interval_text(cell, metric)
     runs = f"{len(cell.runs)} runs" if len(cell.runs) > 1 else ""
-    marks = [mark for mark in (TIES.get(cell.tie, ""), VERDICTS.get(cell.verdict, "")) if mark]
+    seen = f"seen before: {'; '.join(cell.exposure)}" if cell.exposure else ""
+    marks = [mark for mark in (TIES.get(cell.tie, ""), VERDICTS.get(cell.verdict, ""), seen) if mark]
     return " ".join(part for part in (text, interval, runs, f"[{', '.join(marks)}]" if marks else "") if part)
 
 
