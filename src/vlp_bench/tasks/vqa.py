@@ -100,8 +100,9 @@ class VQA(Task):
             "questions": len(test),
             "answers": len(answers),
             "unanswerable_share": float((truth.max(1, initial=0) == 0).mean()),
-            "most_frequent_answers": common,
         }
+        if not cell.target.store.private:
+            facts["most_frequent_answers"] = common
         return Outcome(
             mean_entries(columns, patients, cell.resamples),
             mean_entries(accuracy_columns(np.array(guesses, np.float32), test["type"]), patients, cell.resamples),
@@ -183,7 +184,7 @@ def _question(each: Mapping[str, Any], where: str) -> dict[str, Any]:
     answer = normalised("" if given is None else str(given))
     for name, value in (("question", text), ("answer", answer), ("type", kind)):
         if not value:
-            raise UserError(f"{where} has an empty `{name}`: {dict(each)}. Fill it, or take the question out.")
+            raise UserError(f"{where} has an empty `{name}`. Fill it, or take the question out.")
     scores = {normalised(a): float(s) for a, s in (each.get("scores") or {answer: 1.0}).items()}
     return {"question": text, "answer": answer, "type": kind, "scores": scores}
 
@@ -231,7 +232,7 @@ def _vocabulary(train: pd.DataFrame, given: list[str] | None, target: str) -> li
     if not known.all():
         first = train[~known].iloc[0]
         raise UserError(
-            f"target={target}: the answer {first['answer']!r} of image {first['image_id']} is not in the vocabulary of "
+            f"target={target}: the answer to a question of image {first['image_id']} is not in the vocabulary of "
             f"{len(given)} (task.answers), nor are those of {int((~known).sum()) - 1} more training questions. "
             "Add them, or take the questions out."
         )

@@ -142,7 +142,7 @@ def _image(row: dict[str, str], where: str, problems: list[Problem]) -> ImageRef
         except ValueError:
             found = None
         if not isinstance(found, list):
-            problems.append(Problem(column, where, f"not a JSON list: {text[:80]}", lost=False))
+            problems.append(Problem(column, where, "not a JSON list", lost=False))
             return ()
         return tuple(found)
 
