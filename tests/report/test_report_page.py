@@ -238,3 +238,16 @@ def test_room_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_cells_whose_images_may_have_been_seen_are_marked(tmp_path):
+    reason = "pre-trained on nih: rsna is a part of nih"
+    seen = fake.classification("a", 0.01, value=0.9)
+    seen["provenance"]["exposure"] = [reason]
+    page = build(tmp_path, seen, fake.classification("b", 0.01, value=0.7))
+    assert page.text.count("⚠ seen before") == 1
+    assert reason in (tmp_path / "out" / "index.html").read_text("utf-8")
+    tables = "".join(p.read_text("utf-8") for p in (tmp_path / "out").rglob("*.md"))
+    assert f"[seen before: {reason}]" in tables or f"seen before: {reason}" in tables
+    records = "".join(p.read_text("utf-8") for p in (tmp_path / "out").rglob("*.csv"))
+    assert reason in records
