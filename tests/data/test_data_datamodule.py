@@ -18,10 +18,10 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from vlp_bench.data import datamodule as room
-from vlp_bench.data.datamodule import BatchKey, EpochBatches, Inputs, MimicCxrDataModule, assemble
+from vlp_bench.data.datamodule import BatchKey, EpochBatches, Inputs, MimicCxrDataModule, assemble, assemble_glued
 from vlp_bench.data.reports import swap_laterality
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.tokenization import Pieces
+from vlp_bench.data.tokenization import SPECIAL, Pieces, Tokenizer
 from vlp_bench.errors import UserError
 
 DRAWN = Inputs(flip=0.5, shuffle_sentences=True)
@@ -121,6 +121,122 @@ def test_mirrored_texts_are_those_with_the_sides_swapped(tokenizer, mimic_store)
     swapped = tokenizer.encode([[swap_laterality(s) for s in t] for t in texts])
     np.testing.assert_array_equal(mirrored.ids, swapped.ids)
     np.testing.assert_array_equal(mirrored.offsets, swapped.offsets)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"sections": "findings_impression"},
+        {"fallback": "last_paragraph"},
+        {"clean": "none"},
+        {"marks": "drop"},
+        {"swap": "substrings"},
+    ],
+)
+def test_what_changes_the_words_has_word_pieces_of_its_own(mimic_store, tokenizer, tmp_path, option):
+    path = shutil.copytree(mimic_store.path, tmp_path / "copy", ignore=shutil.ignore_patterns("tokens"))
+    store = PreparedData(path)
+    for form in (Inputs().form, Inputs(**option).form, Inputs(**option, min_tokens=9).form):
+        store.pieces(tokenizer, form)
+    assert len([p for p in (path / "tokens").iterdir() if p.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("option", ["sample", "special_cases", "join", "caption_end", "sections", "swap"])
+def test_unknown_choices_are_refused(option):
+    with pytest.raises(UserError, match=rf"method\.inputs\.{option}=sideways: expected one of"):
+        Inputs(**{option: "sideways"})
+
+
+def test_letters_are_swapped_in_training(mimic_store, tokenizer):
+    inputs = Inputs(sections="findings", clean="none", flip=1.0, swap="substrings")
+    data = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=True)
+    batch, changed = data[BatchKey(0, 0, np.arange(len(data)))], 0
+    for k, study in enumerate(batch.study.tolist()):
+        text = inputs.form.sentences(mimic_store.studies.iloc[study])
+        swapped = [swap_laterality(s, "substrings") for s in text]
+        ids = tokenizer.encode([swapped]).ids[: inputs.max_tokens - 2].tolist()
+        assert batch.text.ids[k][batch.text.word[k] >= 0].tolist() == ids
+        changed += swapped != [swap_laterality(s) for s in text]
+    assert changed, "a side that begins a sentence stays"
+
+
+def test_a_text_that_is_cut_with_its_end():
+    pieces = pieces_of([[3, 3], [1], [2, 1]])
+    kept, cut = (assemble(pieces, np.arange(3), NAMES, 5, end=end) for end in ("kept", "cut"))
+    assert cut.ids.tolist() == [[1, 10, 11, 12, 13], [1, 16, 2, 0, 0], [1, 17, 18, 19, 2]]
+    assert cut.mask.sum(1).tolist() == [5, 3, 5]
+    assert cut.sentence.tolist() == [[-1, 0, 0, 0, 1], [-1, 0, -1, -1, -1], [-1, 0, 0, 1, -1]]
+    assert (kept.most_sentences, cut.most_sentences) == (2, 2)
+    # nothing is padded for it
+    assert assemble(pieces, np.array([1]), NAMES, 5, end="cut").ids.shape == (1, 3)
+
+
+# Sentences glued together, as PRIOR's code has them -------------------------------------------------------------------
+
+
+def test_glued_by_hand():
+    small = Tokenizer([*SPECIAL, "no", "edema", "##no", ".", "clear"], lowercase=True)
+    tokens = assemble_glued([["No edema", "No edema", "Clear."], ["Clear."], []], small, 9)
+    assert [[small.vocab[i] for i in row] for row in tokens.ids[:2].tolist()] == [
+        ["[CLS]", "no", "edema", "##no", "[UNK]", ".", "[SEP]", "[PAD]"],
+        ["[CLS]", "clear", ".", "[SEP]", "[PAD]", "[PAD]", "[PAD]", "[PAD]"],
+    ]
+    assert tokens.mask.sum(1).tolist() == [7, 4, 2]
+    # sentences alone have 2, 2 and 2 pieces: the last one ends at [SEP]
+    assert tokens.sentence.tolist() == [
+        [-1, 0, 0, 1, 1, 2, 2, -1],
+        [-1, 0, 0, -1, -1, -1, -1, -1],
+        [-1] * 8,
+    ]
+    assert tokens.most_sentences == 3
+    cut = assemble_glued([["No edema", "No edema", "Clear."]], small, 5)
+    assert cut.ids.tolist() == tokens.ids[:1, :5].tolist()
+    assert cut.most_sentences == 2
+    assert assemble_glued([[]], small, 9).ids.tolist() == [[small.cls, small.sep]]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.lists(st.sampled_from(["No edema.", "The heart is large!", "Clear."]), max_size=4), max_size=4))
+def test_sentences_that_end_are_glued_without_harm(texts):
+    synthetic = Tokenizer.load("synthetic")
+    glued, spaced = (
+        assemble_glued(texts, synthetic, 40),
+        assemble(synthetic.encode(texts), np.arange(len(texts)), synthetic, 40),
+    )
+    for name in ("ids", "mask", "sentence"):
+        assert torch.equal(getattr(glued, name), getattr(spaced, name))
+
+
+def test_glued_reports_in_training(mimic_store, tokenizer):
+    inputs = Inputs(clean="none", join="glued", flip=0.5, shuffle_sentences=True, max_tokens=60, swap="substrings")
+    data = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=True)
+    key = BatchKey(0, 0, np.arange(len(data)))
+    batch, orders = data[key], 0
+    assert same(batch, data[key])
+    assert batch.text.ids.shape[1] <= 60
+    for k, study in enumerate(batch.study.tolist()):
+        text = inputs.form.sentences(mimic_store.studies.iloc[study])
+        text = inputs.mirrored(text) if batch.flipped[k, 0] else text
+        whole = sorted(tokenizer.encode([["".join(text)]]).ids.tolist())
+        found = batch.text.ids[k][batch.text.mask[k]].tolist()[1:]
+        if len(whole) < 50:
+            assert sorted(found[:-1]) == whole
+            orders += found[:-1] != tokenizer.encode([["".join(text)]]).ids.tolist()
+    assert orders > 3
+    straight = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=False)[key]
+    texts = [inputs.form.sentences(mimic_store.studies.iloc[s]) for s in straight.study.tolist()]
+    assert torch.equal(straight.text.ids, assemble_glued(texts, tokenizer, 60).ids)
+
+
+def test_reports_that_are_read_by_hand_can_be_left_out(mimic_store, tokenizer, monkeypatch):
+    def kept(**options) -> set[int]:
+        data = module_of(mimic_store, tokenizer, Inputs(**options)).dataset("train", augment=False)
+        return set(data.study_of_image[data.views[:, 0]].tolist())
+
+    chosen = min(kept())
+    marked = mimic_store.studies.assign(special=np.arange(len(mimic_store.studies)) == chosen)
+    monkeypatch.setattr(mimic_store, "studies", marked)
+    assert kept() - kept(special_cases="drop") == {chosen}
 
 
 def test_tokenised_once(tokenizer, mimic_store, tmp_path, monkeypatch):
@@ -235,9 +351,9 @@ def test_labels_of_the_image_where_images_are_labelled(folder_store, tokenizer):
     assert not batch.labels.isnan().any()
 
 
-@pytest.mark.parametrize("sample", ["image", "study"])
-def test_workers_change_nothing(mimic_store, tokenizer, sample):
-    inputs = Inputs(sample=sample, views=2, frontal_only=False, flip=0.5, shuffle_sentences=True)
+@pytest.mark.parametrize("sample, join", [("image", "spaced"), ("study", "spaced"), ("study", "glued")])
+def test_workers_change_nothing(mimic_store, tokenizer, sample, join):
+    inputs = Inputs(sample=sample, views=2, frontal_only=False, flip=0.5, shuffle_sentences=True, join=join)
     alone, helped = (list(module_of(mimic_store, tokenizer, inputs, num_workers=n).train_dataloader()) for n in (0, 2))
     assert len(alone) == len(helped) > 2
     assert all(same(a, b) for a, b in zip(alone, helped, strict=True))
@@ -365,6 +481,23 @@ def test_captions_are_the_same_reports_in_other_pieces(tokenizer, mimic_store, t
 
     captions = letters(batch.caption, data.caption_tokenizer.vocab, "\u2581")
     assert captions == letters(batch.text, tokenizer.vocab, "##")
+
+
+@pytest.mark.parametrize("end", ["kept", "cut"])
+def test_long_captions_keep_their_end_or_lose_it(tokenizer, mimic_store, tmp_path, end):
+    sentences = [s for text in mimic_store.sentences(DRAWN.form) for s in text]
+    path = str(write_sentencepiece(tmp_path / "m.model", [*sentences, "left", "right"], 400))
+    inputs = Inputs(max_tokens=12, sentencepiece=path, caption_end=end, flip=0.5)
+    data = module_of(mimic_store, tokenizer, inputs).dataset("train", augment=True)
+    batch = data[BatchKey(0, 0, np.arange(16))]
+    full = data.captions[0].offsets[batch.study + 1] - data.captions[0].offsets[batch.study] + 2
+    assert batch.caption.ids.shape == batch.text.ids.shape == (16, 12)
+    ends = (batch.caption.ids == data.caption_tokenizer.sep).any(1)
+    assert (full > 13).any()
+    assert ends[full > 13].all() == (end == "kept")
+    assert end == "kept" or not ends[full > 13].any()
+    # the text of the text encoder ends with [SEP] in any case
+    assert (batch.text.ids == tokenizer.sep).any(1).all()
 
 
 class Watcher(LightningModule):

@@ -122,6 +122,36 @@ def test_mimic_a_label_that_is_no_label(mimic_copy, mimic_source):
         mimic_cxr.read(mimic_copy)
 
 
+def test_mimic_knows_the_reports_that_its_own_code_reads_by_hand():
+    special = mimic_cxr.special_cases()
+    names = [place for place in special.values() if isinstance(place, str)]
+    ranges = [place for place in special.values() if not isinstance(place, str)]
+    # as MIT-LCP/mimic-cxr lists them: 23 with a section, 31 with characters, 8 of which without any
+    assert (len(names), len(ranges), ranges.count((0, 0))) == (23, 31, 8)
+    assert special["50913680"] == "recommendations"
+    assert special["50525523"] == (201, 349)
+    assert all(start < stop for start, stop in ranges if stop)
+    assert all(study.isdecimal() and len(study) == 8 for study in special)
+
+
+def test_mimic_reports_that_are_read_by_hand(mimic_copy, tmp_path, monkeypatch):
+    first, second, third = (s.study_id for s in mimic_cxr.read(mimic_copy).studies[:3])
+    places = {first: "comparison", second: (3, 9), third: (0, 0)}
+    monkeypatch.setattr(mimic_cxr, "special_cases", lambda: places)
+    source = mimic_cxr.read(mimic_copy)
+    assert [s.conclusion for s in source.studies[:4]] == [*places.values(), None]
+    for study in source.studies[:3]:
+        (mimic_copy / study.report_path).write_text("No edema.\n FINDINGS: None.\n COMPARISON: Mild edema.\n\n")
+    prepare(source, tmp_path / "out", Plan(32), private=True)
+    store = PreparedData(tmp_path / "out")
+    table = store.studies.iloc[:4]
+    assert table["special"].tolist() == [True, True, True, False]
+    assert table["impression"].tolist()[:3] == ["Mild edema.", "edema.", ""]
+    assert not any(table["findings"][:3])
+    report = json.loads((tmp_path / "out" / "prepare_report.json").read_text())
+    assert [p["where"][-12:-4] for p in report["problems"] if p["kind"] == "empty report"].count(third) == 1
+
+
 def test_mimic_empty_label_is_unknown(mimic_source):
     values = [v for s in mimic_source.studies for v in s.labels.values()]
     assert set(values) <= {-1.0, 0.0, 1.0}
@@ -324,7 +354,7 @@ def test_folder_broken_boxes_and_masks_are_listed(own_folder, tmp_path):
     assert store.masks(2) == []
 
 
-@pytest.mark.parametrize("change", ["label", "box", "mask", "extra", "view", "text", "split"])
+@pytest.mark.parametrize("change", ["label", "box", "mask", "extra", "view", "text", "conclusion", "split"])
 def test_the_index_hash_sees_everything(change):
     ref = ImageRef("a", "a.png", "PA", {"Edema": 1.0})
     study = Study("s", "p", "train", (ref,), None, "Text.")
@@ -335,6 +365,7 @@ def test_the_index_hash_sees_everything(change):
         "extra": replace(study, images=(replace(ref, extra="{}"),)),
         "view": replace(study, images=(replace(ref, view="AP"),)),
         "text": replace(study, text="Other."),
+        "conclusion": replace(study, conclusion="indication"),
         "split": replace(study, split="test"),
     }[change]
     one, other = (index_hash(Source("folder", Path(), (s,), ("Edema",))) for s in (study, changed))

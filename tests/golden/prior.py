@@ -6,10 +6,13 @@ import re
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import PENDING, Results, Vector, adapter, default_tolerance
+from harness import Results, Vector, adapter, default_tolerance
 from mgca import text_backbone
 from torch import Tensor, nn
 
+from vlp_bench.data.datamodule import assemble_glued
+from vlp_bench.data.reports import one_line, sections
+from vlp_bench.data.tokenization import Tokenizer
 from vlp_bench.encoders.cross_attention import LocalCrossAttention
 from vlp_bench.encoders.decoders import ImageDecoder, SentenceDecoder
 from vlp_bench.encoders.pooling import AttentionPool, SentencePool, sentence_slots
@@ -21,9 +24,6 @@ from vlp_bench.methods.prior import Stages, anneal
 from vlp_bench.methods.prior_official import PRIOROfficial
 from vlp_bench.tasks.zero_shot import summed_scores
 from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures, Tokens
-
-PENDING["prior/tokenise"] = "sentences are tokenised one by one here, not glued together without a blank"
-PENDING["prior/report_sections"] = "reports are cut by the rules of the MIMIC-CXR code here, for all methods alike"
 
 
 def leaf(file: Vector, name: str, dtype: torch.dtype | None = None) -> Tensor:
@@ -108,6 +108,41 @@ def state(weights: dict[str, Tensor], queries: int) -> dict[str, Tensor]:
         if f"{prefix}queries" in named:
             named[f"{prefix}queries"] = named[f"{prefix}queries"][0]
     return named | {name: torch.cat([parts[i] for i in range(3)]) for name, parts in thirds.items()}
+
+
+@adapter("prior/report_sections", component="sections of a report")
+def report_sections(file: Vector) -> Results:
+    # The last section of a name, as it stands in the report.
+    found = [{s.name: s.text for s in sections(report)} for report in file["in_report"].tolist()]
+    return {
+        "out_clean_text": [one_line(text) for text in file["in_text"].tolist()],
+        "out_has_sections": ["impression" in f or "findings" in f for f in found],
+        "out_impression": [f.get("impression", "") for f in found],
+        "out_findings": [f.get("findings", "") for f in found],
+    }
+
+
+@adapter(
+    "prior/tokenise",
+    component="word pieces of a report and their sentences",
+    departure="`inputs.join=glued`; the order of the file is fed; padded to its length by the adapter",
+)
+def tokenise(file: Vector) -> Results:
+    tokenizer = Tokenizer(file["in_vocab"].tolist(), lowercase=True)
+    longest = file.meta["max_length"]
+    results: dict[str, Tensor] = {}
+    for name in file.names("^in_sentences_after_shuffle_"):
+        text = file[name].tolist()
+        assert str(file[name.replace("in_sentences_after_shuffle", "mid_concatenated_text")]) == "".join(text)
+        tokens = assemble_glued([text], tokenizer, longest)
+        more, number = (0, longest - tokens.ids.shape[1]), name.rpartition("_")[2]
+        results |= {
+            f"out_input_ids_{number}": F.pad(tokens.ids[0], more, value=tokenizer.pad),
+            f"out_attention_mask_{number}": F.pad(tokens.mask[0].long(), more),
+            # Theirs counts from 1.
+            f"out_sentence_index_{number}": F.pad(tokens.sentence[0] + (tokens.sentence[0] >= 0), more, value=-1),
+        }
+    return results
 
 
 @adapter("prior/attention_pool2d", component="pooling of the cells of an image")

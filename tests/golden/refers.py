@@ -3,12 +3,16 @@
 import re
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-from harness import PENDING, Results, Vector, adapter, default_tolerance
+from harness import Results, Vector, adapter, default_tolerance
 from torch import Tensor, nn
 
+from vlp_bench.data.datamodule import assemble
+from vlp_bench.data.reports import swap_laterality
+from vlp_bench.data.tokenization import Pieces, without_accents
 from vlp_bench.encoders.decoders import ReportDecoder
 from vlp_bench.encoders.study import StudyAligner
 from vlp_bench.encoders.text import TextBackbone
@@ -21,8 +25,6 @@ from vlp_bench.methods.refers_official import PatchGates, REFERSOfficial
 from vlp_bench.optim import look_ahead, multiplier
 from vlp_bench.tasks.classification import masked_loss
 from vlp_bench.types import Tokens
-
-PENDING["refers/caption_text"] = "swaps and SentencePieces of the authors' pipeline; reports come from the data module"
 
 
 def python_numbers(name: str, expected: np.ndarray) -> float | None:
@@ -404,3 +406,36 @@ def vit_tiny(file: Vector) -> Results:
         "out_bce_loss": loss,
         **{name: gradient(name.removeprefix("out_grad_w.")) for name in file.names(r"^out_grad_w\.")},
     }
+
+
+@adapter(
+    "refers/caption_text",
+    compared=("items",),
+    component="report for the decoder: sides swapped, plain letters, cut, read from its end",
+    departure="`inputs.swap=substrings`, `inputs.caption_end=cut`; ids of SentencePiece are fed",
+)
+def caption_text(file: Vector) -> Results:
+    names = {name.strip("[]"): number for name, number in file["special"].item().items()}
+    special = SimpleNamespace(pad=names["<unk>"], cls=names["SOS"], sep=names["EOS"])
+    longest = int(file["max_caption_length"])
+
+    def cut(ids: list[int]) -> tuple[Tensor, Tensor]:
+        assert ids[0] == special.cls
+        body = np.array(ids[1 : -1 if ids[-1] == special.sep else None], np.int32)
+        pieces = Pieces(body, body, np.zeros_like(body), np.array([0, len(body)]))
+        tokens = assemble(pieces, np.zeros(1, int), special, longest, end="cut")
+        return tokens.ids, tokens.mask
+
+    def item(given: dict) -> dict:
+        flipped = swap_laterality(given["input"], "substrings")
+        ids, mask = cut(given["token_ids_full"])
+        return given | {
+            "flipped": flipped,
+            "normalized": without_accents(given["input"]),
+            "flipped_normalized": without_accents(flipped),
+            "token_ids_truncated_100": ids[0].tolist(),
+            "noitpac_token_ids": reverse_words(ids, mask)[0].tolist(),
+            "flipped_token_ids_truncated_100": cut(given["flipped_token_ids_truncated_100"])[0][0].tolist(),
+        }
+
+    return {"items": [item(given) for given in file["items"].tolist()]}

@@ -205,6 +205,8 @@ RECIPE = {
     "method.inputs.min_sentences": (4, 4),
     "method.inputs.max_tokens": (256, 256),
     "method.inputs.shuffle_sentences": (True, True),
+    "method.inputs.clean": ("none", "none"),
+    "method.inputs.join": ("spaced", "glued"),
     "method.inputs.flip": (0.0, 0.0),
 }
 

@@ -198,7 +198,11 @@ RECIPE = {
     "method.inputs.sample": ("study", "study"),
     "method.inputs.frontal_only": (False, False),
     "method.inputs.max_tokens": (100, 100),
+    "method.inputs.sections": ("findings_impression", "findings_impression"),
+    "method.inputs.clean": ("none", "none"),
     "method.inputs.min_tokens": (3, 3),
+    "method.inputs.swap": ("words", "substrings"),
+    "method.inputs.caption_end": ("kept", "cut"),
     "method.inputs.flip": (0.5, 0.5),
 }
 

@@ -4,8 +4,8 @@ What augmentation draws depends on (seed, epoch, step, rank) alone, so the numbe
 resumed run sees what an uninterrupted one would have seen.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,49 +13,65 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vlp_bench.data.store import PreparedData, TextForm
+from vlp_bench.data.store import FORMS, PreparedData, TextForm, refuse_unknown
 from vlp_bench.data.tokenization import Pieces, SentencePieces, Tokenizer
 from vlp_bench.distributed import rank_and_world
 from vlp_bench.errors import UserError
 from vlp_bench.types import StudyBatch, Tokens
 
+#: what each choice of the inputs may be, beside those of the text form
+CHOICES: dict[str, tuple[str, ...]] = {
+    "sample": ("image", "study"),
+    "special_cases": ("keep", "drop"),
+    "join": ("spaced", "glued"),
+    "caption_end": ("kept", "cut"),
+}
+
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a method reads.
+class Inputs(TextForm):
+    """What a method reads: a text form, of which samples, and how.
 
     Args:
         sample: `image`: one sample per allowed image; `study`: one per study, with up to `views` of its images.
         views: V of the batch.
         frontal_only: leave lateral views out.
         only_view: leave out all images but those of this view, such as AP; None keeps every view.
-        sections: see TextForm.
-        clean: see TextForm.
-        min_tokens: see TextForm.
         min_sentences: leave out reports with fewer sentences.
+        special_cases: keep or drop the studies whose report is cut by hand, which MIMIC-CXR's table of sections leaves
+            out.
         max_tokens: longest text, [CLS] and [SEP] included.
+        join: sentences are tokenised one by one, as if with a blank between (spaced); or, in pre-training, without
+            any and all at once as in PRIOR's code (glued, see `assemble_glued`).
         shuffle_sentences: draw the order of the sentences anew each time, in training.
         flip: chance of a left-right flip of image and report, in training.
         sentencepiece: path of a SentencePiece model; the batch then has the report in its pieces, too.
+        caption_end: whether those, if too long, keep their end piece (kept), or lose it as in REFERS' code (cut).
+
+    Raises:
+        UserError: an unknown choice.
     """
 
     sample: str = "image"
     views: int = 1
     frontal_only: bool = True
-    sections: str = "impression_findings"
-    clean: str = "alphanumeric"
-    min_tokens: int = 3
     max_tokens: int = 112
     shuffle_sentences: bool = False
     flip: float = 0.0
     only_view: str | None = None
     min_sentences: int = 0
+    special_cases: str = "keep"
+    join: str = "spaced"
     sentencepiece: str | None = None
+    caption_end: str = "kept"
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self, FORMS | CHOICES, "method.inputs.")
 
     @property
     def form(self) -> TextForm:
         """Which text of a report."""
-        return TextForm(self.sections, self.clean, self.min_tokens)
+        return TextForm(**{field.name: getattr(self, field.name) for field in fields(TextForm)})
 
 
 class BatchKey(NamedTuple):
@@ -147,7 +163,12 @@ class EpochBatches(Sampler[BatchKey]):
 
 
 def assemble(
-    pieces: Pieces, rows: np.ndarray, tokenizer: Tokenizer, max_tokens: int, rng: np.random.Generator | None = None
+    pieces: Pieces,
+    rows: np.ndarray,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    rng: np.random.Generator | None = None,
+    end: str = "kept",
 ) -> Tokens:
     """Word pieces of B texts with [CLS] and [SEP], padded to the longest of the batch.
 
@@ -157,7 +178,11 @@ def assemble(
         tokenizer: gives the special tokens.
         max_tokens: length to which a text is cut, special tokens included.
         rng: where given, the order of each text's sentences is drawn from it before the cut.
+        end: whether a text that is too long keeps its [SEP] (kept), or is cut with it at its end (cut).
     """
+    if end == "cut":
+        tokens = assemble(pieces, rows, tokenizer, max_tokens + 1, rng)
+        return _narrow(tokens, min(tokens.ids.shape[1], max_tokens), tokenizer.pad)
     starts, lengths = pieces.offsets[rows], np.diff(pieces.offsets)[rows]
     columns = np.arange(max(int(lengths.max(initial=0)), 1))
     inside = columns < lengths[:, None]
@@ -182,8 +207,37 @@ def assemble(
     ids = framed(pieces.ids, tokenizer.cls, tokenizer.sep, tokenizer.pad)
     mask = torch.arange(ids.shape[1])[None] < torch.from_numpy(kept)[:, None] + 2
     numbers = framed(pieces.sentence, -1, -1, -1)
-    starts = (numbers >= 0) & (numbers != numbers.roll(1, dims=1))
-    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), numbers, max(starts.sum(1).tolist(), default=0))
+    return Tokens(ids, mask, framed(pieces.word, -1, -1, -1), numbers, _most(numbers))
+
+
+def assemble_glued(texts: Sequence[Sequence[str]], tokenizer: Tokenizer, max_tokens: int) -> Tokens:
+    """B texts as PRIOR's code reads them: sentences glued together, tokenised once, cut with the [SEP].
+
+    The sentence of a piece is told by counting on as many as each sentence has alone: where two words have fused at a
+    seam, all after it belong to a wrong one, and the last sentence may go on behind the text's end or stop before it.
+    """
+    whole, alone = tokenizer.encode([["".join(text)] for text in texts]), tokenizer.encode(texts)
+    rows, uncut = np.arange(len(texts)), 2 + max(len(whole.ids), len(alone.ids))
+    tokens, apart = (assemble(pieces, rows, tokenizer, uncut) for pieces in (whole, alone))
+    length = min(max(tokens.ids.shape[1], apart.ids.shape[1]), max_tokens)
+    tokens, numbers = _narrow(tokens, length, tokenizer.pad), _narrow(apart, length, tokenizer.pad).sentence
+    return replace(tokens, sentence=numbers, most_sentences=_most(numbers))
+
+
+def _narrow(tokens: Tokens, length: int, pad: int) -> Tokens:
+    """The first `length` pieces of each text, padded where there are fewer."""
+
+    def fit(values: torch.Tensor, fill: int | bool) -> torch.Tensor:
+        return torch.nn.functional.pad(values, (0, length - values.shape[1]), value=fill)
+
+    sentence = fit(tokens.sentence, -1)
+    return Tokens(fit(tokens.ids, pad), fit(tokens.mask, False), fit(tokens.word, -1), sentence, _most(sentence))
+
+
+def _most(sentence: torch.Tensor) -> int:
+    """The largest number of sentences of a text."""
+    starts = (sentence >= 0) & (sentence != sentence.roll(1, dims=1))
+    return max(starts.sum(1).tolist(), default=0)
 
 
 class StudyDataset(Dataset[StudyBatch]):
@@ -261,6 +315,8 @@ class StudyDataset(Dataset[StudyBatch]):
             use &= images["frontal"].to_numpy()
         if inputs.only_view is not None:
             use &= (images["view"] == inputs.only_view).to_numpy()
+        if inputs.special_cases == "drop":
+            use &= ~self.store.studies["special"].to_numpy()[images["study"].to_numpy()]
         rows = np.flatnonzero(use)
         if inputs.sample == "image":
             table = np.full((len(rows), inputs.views), -1, np.int64)
@@ -295,14 +351,18 @@ class StudyDataset(Dataset[StudyBatch]):
         image = torch.from_numpy(self._images(rows, present, flip, rng))
         # one number, so that all versions of a report come in the same order
         order = int(rng.integers(2**31)) if self.augment and self.inputs.shuffle_sentences else None
+        if self.inputs.join == "glued":
+            text = self._glued(study, flip, order)
+        else:
+            text = self._text((self.plain, self.mirrored), self.tokenizer, study, flip, order)
         caption = None
         if self.captions is not None and self.caption_tokenizer is not None:
-            caption = self._text(self.captions, self.caption_tokenizer, study, flip, order)
+            caption = self._text(self.captions, self.caption_tokenizer, study, flip, order, self.inputs.caption_end)
         return StudyBatch(
             image=image,
             view_mask=torch.from_numpy(present),
             flipped=torch.from_numpy(present & flip[:, None]),
-            text=self._text((self.plain, self.mirrored), self.tokenizer, study, flip, order),
+            text=text,
             labels=torch.from_numpy(self.labels[rows[:, 0]]),
             study=torch.from_numpy(study.astype(np.int64)),
             study_id=tuple(self.study_ids[study]),
@@ -328,17 +388,27 @@ class StudyDataset(Dataset[StudyBatch]):
         study: np.ndarray,
         flip: np.ndarray,
         order: int | None,
+        end: str = "kept",
     ) -> Tokens:
         """The reports of the studies; of those that are flipped the second version."""
 
         def of(pieces: Pieces) -> Tokens:
             draw = None if order is None else np.random.default_rng(order)
-            return assemble(pieces, study, tokenizer, self.inputs.max_tokens, draw)
+            return assemble(pieces, study, tokenizer, self.inputs.max_tokens, draw, end)
 
         plain = of(versions[0])
         if not flip.any():
             return plain
         return _choose(plain, of(versions[1]), torch.from_numpy(flip), tokenizer.pad)
+
+    def _glued(self, study: np.ndarray, flip: np.ndarray, order: int | None) -> Tokens:
+        """The reports of the studies, tokenised anew: what words fuse depends on the order that is drawn."""
+        texts = self.store.sentences(self.inputs, study)
+        texts = [self.inputs.mirrored(t) if f else t for t, f in zip(texts, flip, strict=True)]
+        if order is not None:
+            draw = np.random.default_rng(order)
+            texts = [[t[i] for i in draw.permutation(len(t))] for t in texts]
+        return assemble_glued(texts, self.tokenizer, self.inputs.max_tokens)
 
 
 def _choose(plain: Tokens, other: Tokens, use_other: torch.Tensor, pad: int) -> Tokens:

@@ -39,7 +39,7 @@ from PIL import Image
 from vlp_bench.data.decode import WINDOWS, read_gray, read_mask, reason
 from vlp_bench.data.divisions import leaks
 from vlp_bench.data.images import RULES, Geometry, to_square
-from vlp_bench.data.reports import last_section, sections
+from vlp_bench.data.reports import conclusion, last_section, sections
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 from vlp_bench.files import Progress, alone, digest, read_json, whole, write_json
@@ -243,7 +243,7 @@ def index_hash(source: Source) -> str:
     content = hashlib.sha256(json.dumps([source.name, source.labels, divisions]).encode())
     for s in source.studies:
         images = [[i.image_id, i.path, i.view, i.labels, i.boxes, i.masks, i.extra] for i in s.images]
-        row = [s.study_id, s.patient_id, s.split, s.report_path, s.text, s.labels, images]
+        row = [s.study_id, s.patient_id, s.split, s.report_path, s.text, s.conclusion, s.labels, images]
         content.update(json.dumps(row, sort_keys=True, default=dict).encode())
     return content.hexdigest()[:16]
 
@@ -396,6 +396,7 @@ def _study_row(root: Path, study: Study, labels: tuple[str, ...], problems: list
         "patient_id": study.patient_id,
         "split": study.split,
         **parsed,
+        "special": study.conclusion is not None,
         "labels": [_number(study.labels.get(name)) for name in labels],
     }
 
@@ -403,11 +404,14 @@ def _study_row(root: Path, study: Study, labels: tuple[str, ...], problems: list
 def _report(root: Path, study: Study) -> dict[str, str]:
     """The sections of a study's report.
 
-    A file is cut by MIMIC-CXR's own rules. A text from a table may have lost the indent or the line breaks before its
-    headers; one without headers is all findings.
+    A file is cut by MIMIC-CXR's own rules; where it was cut by hand, what was found counts as the impression. A text
+    from a table may have lost the indent or the line breaks before its headers; one without headers is all findings.
     """
     if study.report_path is not None:
-        found = sections((root / study.report_path).read_text("utf-8", errors="replace"))
+        content = (root / study.report_path).read_text("utf-8", errors="replace")
+        if study.conclusion is not None:
+            return dict.fromkeys(SECTIONS, "") | {"impression": conclusion(content, study.conclusion)}
+        found = sections(content)
         return {name: last_section(found, name) for name in SECTIONS}
     text = (study.text or "").strip()
     broken = _HEADERS.sub(lambda m: f"\n{m[1].upper()}: ", text)
@@ -492,7 +496,7 @@ def _masks(root: Path, ref: ImageRef, geometry: Geometry, size: int, problems: l
 
 def _study_schema() -> pa.Schema:
     text = [pa.field(n, pa.string()) for n in ("study_id", "patient_id", "split", *SECTIONS)]
-    return pa.schema([*text, pa.field("labels", pa.list_(pa.float32()))])
+    return pa.schema([*text, pa.field("special", pa.bool_()), pa.field("labels", pa.list_(pa.float32()))])
 
 
 def _image_table(rows: list[dict[str, Any]], size: int, labels: int) -> pa.Table:

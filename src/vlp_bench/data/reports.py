@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from vlp_bench.errors import UserError
-
 
 class Section(NamedTuple):
     """One section of a report; `start` is where its text begins in the report."""
@@ -20,7 +18,8 @@ class Section(NamedTuple):
 
 
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
-_PARAGRAPH = "\n \n"
+#: what stands between the paragraphs of a report
+PARAGRAPH = "\n \n"
 
 #: section names as they are written, by what they mean; names that only need their own spelling are left out
 _SPELLINGS = {
@@ -96,7 +95,7 @@ def sections(text: str) -> list[Section]:
 
 def _with_last_paragraph(found: list[Section]) -> list[Section]:
     last = found[-1]
-    first, gap, rest = last.text.partition(_PARAGRAPH)
+    first, gap, rest = last.text.partition(PARAGRAPH)
     if not gap:
         return found
     return [*found[:-1], last._replace(text=first), Section("last_paragraph", rest, last.start + len(first))]
@@ -107,23 +106,44 @@ def last_section(found: Iterable[Section], name: str) -> str:
     return next((s.text.strip() for s in reversed(list(found)) if s.name == name), "")
 
 
-def select_text(study: Mapping[str, str], policy: str) -> str:
-    """The part of a report that a method reads.
+def conclusion(text: str, place: str | tuple[int, int]) -> str:
+    """The stripped text of a section, or from one character to another, where no rule finds what a report concludes."""
+    return last_section(sections(text), place) if isinstance(place, str) else text[slice(*place)].strip()
+
+
+#: what a method may read of a report: the sections, in their order
+SELECTIONS = {
+    "impression_findings": ("impression", "findings"),
+    "findings_impression": ("findings", "impression"),
+    "findings": ("findings",),
+    "impression": ("impression",),
+    "longer": ("findings", "impression"),
+}
+
+
+def select_text(study: Mapping[str, str], policy: str, fallback: str = "none") -> str:
+    """The part of a report that a method reads; sections are paragraphs.
 
     Args:
-        study: has `findings` and `impression`.
-        policy: `impression_findings` (both, the impression first), `findings`, `impression`, or `longer` of the two.
-
-    Raises:
-        UserError: an unknown policy.
+        study: has `findings` and `impression`, and `last_paragraph` for the fallback.
+        policy: one of SELECTIONS; `longer` is one of the two sections, all others are what they say.
+        fallback: `last_paragraph` takes that where there would be nothing.
     """
-    findings, impression = study.get("findings") or "", study.get("impression") or ""
-    if policy == "impression_findings":
-        return f"{impression or ' '} {findings or ' '}"
-    choices = {"findings": findings, "impression": impression, "longer": max(findings, impression, key=len)}
-    if policy not in choices:
-        raise UserError(f"sections={policy}: expected impression_findings, findings, impression or longer.")
-    return choices[policy]
+    parts = [study.get(name) or "" for name in SELECTIONS[policy]]
+    text = max(parts, key=len) if policy == "longer" else PARAGRAPH.join(filter(str.strip, parts))
+    return (study.get("last_paragraph") or "") if fallback == "last_paragraph" and not text.strip() else text
+
+
+def drop_marks(text: str) -> str:
+    """Without the marks of what was taken out so that nobody is recognised: `___` of MIMIC-CXR, `XXXX` of Open-I.
+
+    >>> drop_marks("Seen with Dr. ___ of XXXX's team")
+    'Seen with Dr.   of   team'
+    """
+    return _MARK.sub(" ", text)
+
+
+_MARK = re.compile(r"(?:_{3,}|X{4,})(?:'s\b)?")
 
 
 def clean_alphanumeric(text: str, shortest: int = 2) -> list[str]:
@@ -149,26 +169,54 @@ def count_words(sentences: Iterable[str]) -> int:
 def split_sentences(text: str) -> list[str]:
     """Sentences with their punctuation and case; the numbers of a list are dropped, decimals kept whole.
 
-    >>> split_sentences("1. Heart is 1.5 times normal.  2. Dr. X was told! No edema")
-    ['Heart is 1.5 times normal.', 'Dr. X was told!', 'No edema']
+    A sentence ends at the end of a paragraph, before the next number of a list, and at a full stop, also at one without
+    a blank after it.
+
+    >>> split_sentences("1. Heart is 1.5 times normal 2. Dr. X was told!No edema")
+    ['Heart is 1.5 times normal', 'Dr. X was told!', 'No edema']
     """
-    return [s for s in _END.split(" ".join(text.split())) if re.search("[A-Za-z]", s)]
+    paragraphs = [one_line(p) for p in _GAP.split(text)]
+    items = [item.strip() for p in paragraphs for item in _LIST_NUMBER.split(p)]
+    return [s for item in items for s in _END.split(item) if re.search("[A-Za-z]", s)]
 
 
-_END = re.compile(r"(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|vs)\.) ")
+def one_line(text: str) -> str:
+    r"""With single blanks for all white space.
+
+    >>> one_line(" Heart\n  is normal. ")
+    'Heart is normal.'
+    """
+    return " ".join(text.split())
+
+
+_GAP = re.compile(r"\n\s*\n")
+_LIST_NUMBER = re.compile(r"(?:^|(?<=\s))\d{1,2}[.)]\s*(?=[A-Z_])")
+_END = re.compile(
+    r"(?<=[.!?])(?<!\b(?:Dr|Mr|Ms|St|vs)\.)(?<!\b(?:Drs|Mrs|e\.g|i\.e)\.)(?<![ap]\.m\.(?= [a-z])) "
+    r"|(?<=[a-z]{2}[.!?])(?=[A-Z][a-z])"
+)
+#: how left and right are told apart in a report: as words in any case, or as lower-case letters anywhere (REFERS' code)
+SWAPS = ("words", "substrings")
 _SIDES = {"left": "right", "right": "left"}
 _SIDE = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
 
 
-def swap_laterality(sentence: str) -> str:
-    """Left for right and right for left, in the case in which they stand.
+def swap_laterality(sentence: str, rule: str = "words") -> str:
+    """Left for right and right for left; `words` in the case in which they stand, `substrings` as REFERS' code does.
 
     >>> swap_laterality("Left-sided PICC; RIGHT lung clear, lefty")
     'Right-sided PICC; LEFT lung clear, lefty'
+    >>> swap_laterality("Left upright, bright on the left", "substrings")
+    'Left upleft, bleft on the right'
     """
 
     def swapped(match: re.Match[str]) -> str:
         other = _SIDES[match[0].lower()]
         return other.upper() if match[0].isupper() else other.capitalize() if match[0][0].isupper() else other
 
+    if rule == "substrings":
+        # by way of a mark that a report should not have
+        for old, new in (("left", "[TMP]"), ("right", "left"), ("[TMP]", "right")):
+            sentence = sentence.replace(old, new)
+        return sentence
     return _SIDE.sub(swapped, sentence)

@@ -15,9 +15,18 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
-from vlp_bench.data.prepare import DIVISION, ROWS_PER_PIECE, VERSION, read_arrow
+from vlp_bench.data.prepare import DIVISION, ROWS_PER_PIECE, SECTIONS, VERSION, read_arrow
 from vlp_bench.data.remote import fetch
-from vlp_bench.data.reports import clean_alphanumeric, count_words, select_text, split_sentences, swap_laterality
+from vlp_bench.data.reports import (
+    SELECTIONS,
+    SWAPS,
+    clean_alphanumeric,
+    count_words,
+    drop_marks,
+    select_text,
+    split_sentences,
+    swap_laterality,
+)
 from vlp_bench.data.study import FRONTAL
 from vlp_bench.data.tokenization import Pieces, Tokenizer
 from vlp_bench.errors import UserError
@@ -25,26 +34,71 @@ from vlp_bench.files import alone, digest, read_json, whole
 
 log = logging.getLogger(__name__)
 
+#: what each choice of a text form may be
+
+FORMS: dict[str, tuple[str, ...]] = {
+    "sections": tuple(SELECTIONS),
+    "fallback": ("none", "last_paragraph"),
+    "clean": ("alphanumeric", "none"),
+    "marks": ("keep", "drop"),
+    "swap": SWAPS,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class TextForm:
     """Which text of a report a method reads.
 
-    `sections`: impression_findings, findings, impression or longer. `clean`: alphanumeric (MGCA supplement A.1) or
-    none. Reports with fewer than `min_tokens` words are left out.
+    Args:
+        sections: impression_findings, findings_impression (both, in that order), findings, impression or longer.
+        fallback: what is read where that is nothing: none, or the last_paragraph of a report without either section.
+        clean: alphanumeric (MGCA supplement A.1) or none, which keeps case and punctuation.
+        marks: keep or drop the marks of what was taken out of public reports, see `reports.drop_marks`.
+        swap: what is swapped in a mirrored report: words, or substrings as in REFERS' code.
+        min_tokens: reports with fewer words are left out.
+
+    Raises:
+        UserError: an unknown choice.
     """
 
     sections: str = "impression_findings"
     clean: str = "alphanumeric"
     min_tokens: int = 3
+    fallback: str = "none"
+    marks: str = "keep"
+    swap: str = "words"
+
+    def __post_init__(self) -> None:
+        refuse_unknown(self, FORMS)
 
     def sentences(self, study: Mapping[str, str]) -> list[str]:
         """The sentences of one report."""
-        return self.cut(select_text(study, self.sections))
+        return self.cut(select_text(study, self.sections, self.fallback))
 
     def cut(self, text: str, shortest: int = 2) -> list[str]:
         """The sentences of a text that was chosen already; those of fewer words than `shortest` may be dropped."""
+        text = drop_marks(text) if self.marks == "drop" else text
         return clean_alphanumeric(text, shortest) if self.clean == "alphanumeric" else split_sentences(text)
+
+    def mirrored(self, sentences: Sequence[str]) -> list[str]:
+        """Sentences with left and right swapped."""
+        return [swap_laterality(s, self.swap) for s in sentences]
+
+    @property
+    def words(self) -> dict[str, str]:
+        """What the words of a report depend on: all but how many there must be."""
+        return {name: getattr(self, name) for name in FORMS}
+
+
+def refuse_unknown(options: object, choices: Mapping[str, Sequence[str]], section: str = "") -> None:
+    """Check the attributes that are a choice; `section` is what stands before their names in a configuration.
+
+    Raises:
+        UserError: one is none of its choices.
+    """
+    for name, allowed in choices.items():
+        if getattr(options, name) not in allowed:
+            raise UserError(f"{section}{name}={getattr(options, name)}: expected one of {', '.join(allowed)}.")
 
 
 class PreparedData:
@@ -229,6 +283,10 @@ class PreparedData:
         stored = self._opened[shard][0].column("masks")[local].as_py() or []
         return [{"label": m["label"], "mask": np.asarray(Image.open(io.BytesIO(m["png"])))} for m in stored]
 
+    def sentences(self, form: TextForm, studies: np.ndarray | slice = slice(None)) -> list[list[str]]:
+        """What is read of the reports of some studies, or of all."""
+        return [form.sentences(r) for r in self._studies.iloc[studies][list(SECTIONS)].to_dict("records")]
+
     def pieces(self, tokenizer: Tokenizer, form: TextForm) -> tuple[Pieces, Pieces]:
         """Word pieces of every study, as written and with left and right swapped; made once and kept.
 
@@ -245,7 +303,7 @@ class PreparedData:
 
     def _tokens(self, tokenizer: Tokenizer, form: TextForm) -> Path:
         """Where the tokenised reports lie; tokenised here, by one process, if nobody has."""
-        folder = self.path / "tokens" / digest([tokenizer.fingerprint, form.sections, form.clean])
+        folder = self.path / "tokens" / digest([tokenizer.fingerprint, form.words])
         if not folder.is_dir():
             with alone(folder.parent / ".lock"):
                 # another process may have made it while this one waited
@@ -255,8 +313,8 @@ class PreparedData:
 
     def _tokenize(self, tokenizer: Tokenizer, form: TextForm, folder: Path) -> None:
         log.info("tokenising %d reports once, into %s", len(self.studies), folder)
-        texts = [form.sentences(r) for r in self.studies[["findings", "impression"]].to_dict("records")]
-        mirrored = [[swap_laterality(s) for s in t] for t in texts]
+        texts = self.sentences(form)
+        mirrored = [form.mirrored(t) for t in texts]
         for left in folder.parent.glob(".*.*"):  # by a process that was killed here
             shutil.rmtree(left, ignore_errors=True)
         with whole(folder) as temporary:

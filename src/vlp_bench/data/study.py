@@ -33,7 +33,8 @@ class Study:
     """One study of one patient. No tensors, no absolute paths.
 
     The report is either `report_path` (a file with MIMIC-CXR's section headers, relative to the root) or `text`
-    (with section headers or without any).
+    (with section headers or without any). `conclusion` says where to read it when it is cut by hand: a section of the
+    file by its name, or its characters from and to.
     `labels`: 1 present, 0 absent, -1 uncertain; a label that is not named is unknown.
     """
 
@@ -43,6 +44,7 @@ class Study:
     images: tuple[ImageRef, ...]
     report_path: str | None = None
     text: str | None = None
+    conclusion: str | tuple[int, int] | None = None
     labels: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -179,11 +179,18 @@ class SentencePieces(Tokenizer):
         return self._processor.decode(ids)
 
     def _split(self, sentences: Sequence[str]) -> Sequence[Any]:
-        plain = [unicodedata.normalize("NFKD", s.lower()) for s in sentences]
-        bare = ["".join(c for c in s if not unicodedata.combining(c)) for s in plain]
-        found = self._processor.encode(bare)
+        found = self._processor.encode([without_accents(s) for s in sentences])
         begins = np.array([piece.startswith("\u2581") for piece in self.vocab])
         return [SimpleNamespace(ids=ids, word_ids=np.cumsum(begins[ids]).tolist() if ids else []) for ids in found]
+
+
+def without_accents(text: str) -> str:
+    """In lower case, decomposed (NFKD), without combining marks.
+
+    >>> without_accents("Caf\u00e9-au-lait")
+    'cafe-au-lait'
+    """
+    return "".join(c for c in unicodedata.normalize("NFKD", text.lower()) if not unicodedata.combining(c))
 
 
 def _lines(text: str) -> list[str]:

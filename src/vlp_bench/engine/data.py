@@ -53,12 +53,11 @@ def prepare(cfg: DictConfig) -> None:
         source = read(data, Path(data["raw_dir"]))
         store = _build(data, source, Path(data["dir"]), int(data["store_size"] or 256), cfg.workers, data["split"])
     if cfg.tokens:
-        from vlp_bench.data.store import TextForm
         from vlp_bench.data.tokenization import Tokenizer
+        from vlp_bench.engine.build import inputs
 
-        inputs = cfg.method.inputs
         tokenizer = Tokenizer.load(cfg.text.vocab, cfg.text.name, cfg.text.lowercase)
-        store.pieces(tokenizer, TextForm(inputs.sections, inputs.clean, inputs.min_tokens))
+        store.pieces(tokenizer, inputs(cfg).form)
     counts = store.manifest["counts"]
     print(
         f"{store.path}: {counts['images']} images of {counts['studies']} studies at {store.size} px, "

@@ -26,7 +26,8 @@ it takes the value of the authors' code. `variant=official` does what that code 
 
     Both: patches of a CNN weigh alike, weights carry no gradient, prototypes are set to unit length before
     each use and are not updated in the first epoch, identical reports of two samples count as negatives.
-    In the presets, not here: pixels in [0, 1] or [-1, 1], 16 or 32 bit, weight decay of biases and norms.
+    In the presets, not here: pixels in [0, 1] or [-1, 1], 16 or 32 bit, weight decay of biases and norms, the few
+    reports that MIMIC-CXR's own code reads by hand (`inputs.special_cases`).
 
 Options that the supplement ablates: `loss_weights` (table 4), `heads` (table 5), `prototypes` (table 6).
 """

@@ -34,9 +34,9 @@ Every difference:
     from those of its own report alone; no noise outside of training (the code draws it then, too).
     In the presets, not here: pooling of pieces by attention or mean, layers of the decoder, the schedule of the Gumbel
     temperature, the L1 norm of the first prototypes, optimiser, batch, lengths and learning rates of the stages, the
-    four sentences of the shortest report.
-    Not here, of the code: images mirrored and turned, any frontal image of a study (here its first), sentences glued
-    together without a blank before they are cut into pieces.
+    four sentences of the shortest report, sentences glued together without a blank (`inputs.join`).
+    Not here, of the code: images mirrored and turned, any frontal image of a study (here its first), sentences by a
+    network, rules alone for the reports that MIMIC-CXR's own code reads by hand (a slip leaves them in).
 
 The supplement ablates `attention` (table 3).
 """

@@ -32,11 +32,11 @@ it takes the value of the authors' code. The width of the fusion network is ours
     and its text says nothing else of them. In validation and with `eval()` views come in order and the first is the one
     that is repeated.
     In the presets, not here: rate, batch, steps, clipping, the epoch that is kept, image weights, ReLU, dropout of the
-    image encoder.
+    image encoder; of the code, left and right swapped as letters ("bright"; `inputs.swap`), long reports for the
+    decoder that lose their end (`inputs.caption_end`).
     Alike by another name: a position that is concatenated to a patch before a linear layer is one that is added.
     Not here: rotation, brightness and contrast of the paper; of the code, crops of 5 to 100 %, colour, mirroring of
-    single views while the report follows the first, words mirrored in part ("bright"), long reports that lose their
-    end, BERT's pre-trained pooler.
+    single views while the report follows the first, BERT's pre-trained pooler.
     An option here: the decoder's own vocabulary of 10,000 SentencePieces (`inputs.sentencepiece`); without it the
     decoder reads the text encoder's word pieces.
 

@@ -104,9 +104,8 @@ def _queries(sentences: Sequence[str], weights: Float[np.ndarray, "N K"]) -> np.
 def _sentences(cell: Cell) -> list[str]:
     """Different sentences of the split's reports that are about something in ABOUT, drawn at random."""
     store, form = cell.target.store, cell.encoders.inputs.form
-    studies = store.studies[lies_in(store.studies["split"], cell.split)]
-    texts = studies[["findings", "impression"]].to_dict("records")
-    found = sorted({s for study in texts for s in form.sentences(study) if about(s)})
+    texts = store.sentences(form, np.flatnonzero(lies_in(store.studies["split"], cell.split)))
+    found = sorted({s for text in texts for s in text if about(s)})
     drawn = np.random.default_rng(cell.seed).permutation(len(found))[:LAID_OUT]
     return [found[i] for i in np.sort(drawn)]
 

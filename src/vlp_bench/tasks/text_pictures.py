@@ -135,8 +135,8 @@ def retrieved(cell: Cell, count: int) -> list[Picture]:
 
 
 def _report(cell: Cell, study: int) -> str:
-    sections = cell.target.store.studies[["findings", "impression"]].iloc[study].to_dict()
-    return ". ".join(s.rstrip(".") for s in cell.encoders.inputs.form.sentences(sections)) + "."
+    (sentences,) = cell.target.store.sentences(cell.encoders.inputs.form, np.array([study]))
+    return ". ".join(s.rstrip(".") for s in sentences) + "."
 
 
 def _retrieved_picture(

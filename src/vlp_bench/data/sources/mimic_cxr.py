@@ -10,6 +10,7 @@ Expected under the raw directory, as downloaded (each csv may be gzipped or not)
 """
 
 import zlib
+from importlib.resources import files
 from pathlib import Path
 
 import pandas as pd
@@ -40,7 +41,7 @@ def read(raw_dir: Path) -> Source:
             f"No report text under {raw_dir} (looked for p*/p*/s*.txt in {', '.join(REPORT_ROOTS)}). "
             "Unpack mimic-cxr-reports.zip there."
         )
-    studies = []
+    studies, special = [], special_cases()
     for (patient, study), rows in images.groupby(["subject_id", "study_id"], sort=True):
         splits = sorted(set(rows["split"]))
         if len(splits) > 1 or splits[0] not in SPLIT_NAMES:
@@ -57,8 +58,19 @@ def read(raw_dir: Path) -> Source:
                 Problem("no labels", f"study_id {study}", "the chexpert table has no row for it", lost=False)
             )
         known = {k: v for k, v in labels.get(study, {}).items() if v == v}
-        studies.append(Study(study, patient, SPLIT_NAMES[splits[0]], refs, f"{root}/{stem}.txt", None, known))
+        report, place = f"{root}/{stem}.txt", special.get(study)
+        studies.append(Study(study, patient, SPLIT_NAMES[splits[0]], refs, report, None, place, known))
     return Source("mimic_cxr", raw_dir, tuple(studies), names, tuple(problems))
+
+
+def special_cases() -> dict[str, str | tuple[int, int]]:
+    """Where oddly written reports have their conclusion, by study: in a section, or from one character to another.
+
+    Facts of MIMIC-CXR's own code (MIT-LCP/mimic-cxr, section_parser.py); of some it says that there is none: (0, 0).
+    """
+    table = pd.read_csv(files("vlp_bench.data") / "assets" / "mimic_cxr_special_cases.txt", comment="#", dtype=str)
+    rows = zip(table["study_id"], table["section"], table["start"], table["stop"], strict=True)
+    return {study: name if isinstance(name, str) else (int(start), int(stop)) for study, name, start, stop in rows}
 
 
 def _images(raw_dir: Path, problems: list[Problem]) -> pd.DataFrame:
