@@ -171,7 +171,7 @@ def test_folder_missing_csv_and_column(tmp_path, own_folder):
 @pytest.mark.parametrize("content", [b"", "image_path,view\nä.png,PA\n".encode("latin-1")])
 def test_folder_unreadable_csv(tmp_path, content):
     (tmp_path / "metadata.csv").write_bytes(content)
-    with pytest.raises(UserError, match=r"metadata\.csv is not a csv in UTF-8"):
+    with pytest.raises(UserError, match=r"metadata\.csv cannot be read as csv in UTF-8"):
         folder.read(tmp_path)
 
 
@@ -347,7 +347,7 @@ def test_folder_broken_boxes_and_masks_are_listed(own_folder, tmp_path):
     Image.new("1", (5, 5)).save(raw / "small.png")
     prepare(folder.read(raw), tmp_path / "out", Plan(32), private=False)
     report = json.loads((tmp_path / "out" / "prepare_report.json").read_text())
-    assert report["kinds"] == {"boxes_json": 2, "broken box": 5, "broken mask": 3, "empty report": 3}
+    assert report["kinds"] == {"boxes_json": 2, "broken box": 5, "broken mask": 3}
     assert not any(p["lost"] for p in report["problems"])
     store = PreparedData(tmp_path / "out")
     assert len(store.boxes(0)) == 1

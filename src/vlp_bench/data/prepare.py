@@ -388,7 +388,8 @@ def _study_row(root: Path, study: Study, labels: tuple[str, ...], problems: list
         problems.append(Problem("missing report", where, error.strerror or "cannot be read"))
     else:
         if not any(parsed.values()):
-            problems.append(Problem("empty report", where, "no findings and no impression", lost=False))
+            if study.report_path or study.text:  # else a data set without reports
+                problems.append(Problem("empty report", where, "no findings and no impression", lost=False))
         elif not (parsed["findings"] or parsed["impression"]):
             problems.append(Problem("no section", where, "neither findings nor impression", lost=False))
     return {

@@ -13,9 +13,11 @@ from pathlib import Path, PurePosixPath
 import pandas as pd
 
 from vlp_bench.data.divisions import NAMES, by_hash
+from vlp_bench.data.sources._tables import table as read_table
 from vlp_bench.data.study import SPLITS, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
+ORIGIN = "A folder of images needs a metadata.csv with at least the column image_path."
 #: Shares of patients in train, val and test where the csv does not say.
 SHARES = {"train": 0.7, "val": 0.1, "test": 0.2}
 #: Columns that mean something here, and those that say where an image is from.
@@ -39,7 +41,8 @@ def read(raw_dir: Path, where: str | None = None, shares: Mapping[str, float] | 
     """
     path = raw_dir / "metadata.csv"
     problems: list[Problem] = []
-    table = _table(path)
+    # what a table program writes for an empty cell
+    table = read_table(path, ["image_path"], ORIGIN).replace({"nan": "", "NaN": ""})
     for column in [c for c in table.columns if c not in COLUMNS]:
         reason = "not a column that is read; only `where` sees it"
         problems.append(Problem("unknown column", f"metadata.csv column {column}", reason, lost=False))
@@ -50,19 +53,6 @@ def read(raw_dir: Path, where: str | None = None, shares: Mapping[str, float] | 
     labels = sorted({name for s in studies for i in s.images for name in (i.labels or {})})
     filled = tuple(_fill(s, labels) for s in studies)
     return Source("folder", raw_dir, filled, tuple(labels), tuple(problems))
-
-
-def _table(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise UserError(f"No {path}. A folder of images needs a metadata.csv with at least the column image_path.")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a csv in UTF-8 ({error}).") from error
-    if "image_path" not in table:
-        raise UserError(f"{path} lacks the column image_path (it has {', '.join(table.columns[:6])}).")
-    # what a table program writes for an empty cell
-    return table.replace({"nan": "", "NaN": ""})
 
 
 def _usable(table: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from vlp_bench.data.synthetic.world import (
     SyntheticImage,
     SyntheticStudy,
 )
-from vlp_bench.data.synthetic.writing import layouts, write_raw
+from vlp_bench.data.synthetic.writing import layout_names, write_raw
 
 __all__ = [
     "CHEXPERT_LABELS",
@@ -32,7 +32,7 @@ __all__ = [
     "SyntheticImage",
     "SyntheticStudy",
     "annotate",
-    "layouts",
+    "layout_names",
     "render",
     "sample_studies",
     "split_of",

@@ -71,7 +71,7 @@ def write_raw(
     Everything goes to a temporary directory next to ``out``, which takes its name only when it is whole.
 
     Args:
-        layout: a name of ``layouts()``.
+        layout: a name of ``layout_names()``.
         out: Directory to make; it may exist if it is empty.
         studies: How many studies.
         seed: Fixes all of them; the files are the same whatever ``workers`` is.
@@ -110,8 +110,8 @@ def write_raw(
 
 
 def _check(layout: str, out: Path, studies: int, workers: int, full_size: bool, quality: int) -> None:
-    if layout not in layouts():
-        raise UserError(f"synthetic data: layout={layout!r} is not known: choose one of {', '.join(layouts())}")
+    if layout not in layout_names():
+        raise UserError(f"synthetic data: layout={layout!r} is not known: choose one of {', '.join(layout_names())}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already and is not empty: remove it or choose another directory")
     if studies < 1:
@@ -122,7 +122,7 @@ def _check(layout: str, out: Path, studies: int, workers: int, full_size: bool, 
         raise UserError(f"synthetic data: quality={quality}: give a JPEG quality from 1 to 100")
 
 
-def layouts() -> list[str]:
+def layout_names() -> list[str]:
     """The data sets whose raw layout can be written."""
     folder = Path(__file__).parent / "layouts"
     return sorted(f.stem for f in folder.glob("*.py") if f.stem != "__init__")
