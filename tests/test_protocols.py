@@ -72,6 +72,17 @@ def test_a_table_without_the_run_is_refused(tmp_path):
         plain(compose_verb("evaluate", ["protocol=mine"], tmp_path).adaptation)
 
 
+def test_published_splits_are_taken_and_other_ones_are_departures():
+    def cell(*overrides):
+        return compose_verb("evaluate", ["protocol=mgca_linear", "target.name=rsna", *overrides])
+
+    assert cell().target.split == "mgca_cls"
+    assert _protocol(cell())["departures"] == []
+    assert _protocol(cell("target.split=null"))["departures"] == ["target.split=None, published mgca_cls"]
+    assert compose_verb("evaluate", ["protocol=mgca_linear"]).target.split is None
+    assert compose_verb("evaluate", ["target.name=rsna"]).target.split is None
+
+
 def test_every_protocol_file_names_its_paper():
     for name in PUBLISHED:
         text = (root_dir() / "protocol" / f"{name}.yaml").read_text()

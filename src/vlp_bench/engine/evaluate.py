@@ -176,6 +176,8 @@ def _departures(cfg: DictConfig, meant: DictConfig) -> Iterator[str]:
         for key in sorted(ours.keys() | theirs.keys()):
             if key not in FREE and ours.get(key) != theirs.get(key):
                 yield f"{section}.{key}={ours.get(key)}, published {theirs.get(key)}"
+    if cfg.target.split != meant.target.split:
+        yield f"target.split={cfg.target.split}, published {meant.target.split}"
     if cfg.subset != meant.subset:
         yield f"subset={cfg.subset}, published {meant.subset}"
 
