@@ -1,9 +1,8 @@
-"""Who is in train, val and test: divisions that can be computed again, published lists, and their leaks."""
+"""Who is in train, val and test: divisions that can be computed again, and their leaks."""
 
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -51,41 +50,6 @@ def parts(train: Iterable[str], val: Iterable[str], test: Iterable[str]) -> dict
         for i in dict.fromkeys(ids):
             found[i].append(part)
     return {i: " ".join(where) for i, where in found.items()}
-
-
-def from_lists(folder: Path, name: str, known: Mapping[str, str]) -> Division:
-    """A division from published lists: `train.txt`, `val.txt` (or `valid`, `dev`) and `test.txt`, or csv files.
-
-    The first word of each line (up to a blank, tab or comma) names an image by its path, file name or id; what else
-    stands there, such as labels, is not read, nor are headers.
-
-    Args:
-        folder: of the lists.
-        name: of the division.
-        known: image ids by every name under which a list may have them; the last part of a path and its stem count
-            as well.
-
-    Raises:
-        UserError: no list, or lists that name no image that is here.
-    """
-    files = {NAMES[p.stem.lower()]: p for p in sorted(folder.glob("*")) if p.stem.lower() in NAMES and p.is_file()}
-    if not files:
-        raise UserError(f"{folder} holds no lists (train.txt, val.txt, test.txt, or the same as csv).")
-    listed: dict[str, list[str]] = {part: [] for part in SPLITS}
-    for part, path in files.items():
-        lines = path.read_text("utf-8-sig", errors="replace").splitlines()
-        words = [line.replace("\t", " ").replace(",", " ").split() for line in lines]
-        keys = [w[0].strip('"') for w in words if w]
-        listed[part] = [i for key in keys if (i := _find(key, known))]
-    found = parts(*listed.values())
-    if not found:
-        raise UserError(f"The lists in {folder} name no image of this data set (looked at {', '.join(files)}).")
-    return Division(name, found, f"lists in {folder.name}")
-
-
-def _find(key: str, known: Mapping[str, str]) -> str | None:
-    path = Path(key)
-    return next((known[k] for k in (key, path.name, path.stem) if k in known), None)
 
 
 def leaks(source: Source, division: Division) -> dict[str, int]:

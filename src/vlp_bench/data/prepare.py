@@ -15,7 +15,6 @@ A prepared directory holds
 import hashlib
 import io
 import json
-import logging
 import math
 import os
 import re
@@ -43,8 +42,6 @@ from vlp_bench.data.reports import conclusion, last_section, sections
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 from vlp_bench.files import Progress, alone, digest, read_json, whole, write_json
-
-log = logging.getLogger(__name__)
 
 VERSION = 3
 #: at most; large images make smaller shards, so that a worker never holds much more than 100 MB of pixels
@@ -215,11 +212,6 @@ def _write_index(source: Source, out: Path, shards: int) -> dict[str, Any]:
         counts = Counter(part for where in column for part in where.split())
         leaking = {kind: n for kind, n in leaks(source, division).items() if n}
         said[division.name] = {"origin": division.origin, "images": dict(counts), "leaks": leaking}
-        if leaking:
-            found = " and ".join(f"{n} {kind}" for kind, n in leaking.items())
-            log.warning(
-                "%s: the split %s has %s in more than one part, as published", source.name, division.name, found
-            )
     _write_arrow(out / "images.arrow", index)
     _write_arrow(out / "studies.arrow", pa.concat_tables(map(read_arrow, files["studies"])))
     return said

@@ -150,6 +150,11 @@ class PreparedData:
                 f"{', '.join(self.manifest['divisions']) or 'only its own, which split=null takes'}."
             )
 
+        leaking = self.manifest["divisions"][self.split]["leaks"] if self.split else {}
+        if leaking:
+            found = " and ".join(f"{number} {kind}" for kind, number in leaking.items())
+            log.warning("%s: the split %s has %s in more than one part, as it was published", path, self.split, found)
+
     def __getstate__(self) -> dict[str, Any]:
         """The path without the data: another process maps the files itself."""
         return {k: getattr(self, k) for k in ("path", "manifest", "split", "url")}

@@ -147,7 +147,8 @@ def questions(target: Target, organ: str | None = None) -> pd.DataFrame:
 
     That is JSON with `questions`, a list of {question, answer, type}. The names of VQA-RAD are read as well
     (`answer_type` CLOSED or OPEN, `image_organ`); `scores` {answer: score} allows several answers. A question that
-    several images of a study share is asked of the first, a frontal one where there is.
+    several images of a study share is asked of the first, a frontal one where there is. Where an image lies in several
+    parts of a published division, a question lies in that of them which its own `split` names.
 
     Args:
         target: the data set.
@@ -167,14 +168,15 @@ def questions(target: Target, organ: str | None = None) -> pd.DataFrame:
             item = _question(each, f"target={target.name}: question {number + 1} of image {image.image_id}")
             if organ is None or str(each.get("organ", each.get("image_organ", ""))).strip().lower() == organ.lower():
                 same = {k: getattr(image, k) for k in ("row", "image_id", "study", "patient_id", "split")}
-                found.append(same | item)
+                own = str(each.get("split", ""))
+                found.append(same | item | ({"split": own} if own in image.split.split() else {}))
     if not found:
         which = f" on organ={organ}" if organ else ""
         raise UserError(
             f"target={target.name} has no questions{which}. They are read from `extra_json` of metadata.csv: "
             '{"questions": [{"question": ..., "answer": ..., "type": "closed"}]}.'
         )
-    return pd.DataFrame(found).drop_duplicates(["study", "question"]).reset_index(drop=True)
+    return pd.DataFrame(found).drop_duplicates(["study", "question", "split"]).reset_index(drop=True)
 
 
 def _question(each: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlp_bench.data.divisions import by_hash, from_lists
+from vlp_bench.data.divisions import by_hash
+from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._tables import find, images, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
@@ -76,7 +77,7 @@ def read_set(
         studies.append(Study(stem, stem, splits[stem], (image,), None, reading.text))
     ways = list(divisions(list(labels)))
     if lists:
-        ways.append(from_lists(Path(lists), "lists", {stem: stem for stem in labels}))
+        ways.append(_lists.read(Path(lists), {stem: stem for stem in labels}))
     return Source(name, raw_dir, tuple(studies), ("Tuberculosis",), tuple(problems), tuple(ways))
 
 

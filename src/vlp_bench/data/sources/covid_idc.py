@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from vlp_bench.data.divisions import by_hash, from_lists
+from vlp_bench.data.divisions import by_hash
+from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._names import by_name, path_of
 from vlp_bench.data.sources._tables import find, table
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
@@ -74,7 +75,7 @@ def read(raw_dir: Path, ct: bool = False, within: Sequence[str] | None = None, l
     for (patient, *_), group in rows.groupby(["patientid", "offset", "date"], sort=False):
         counts[patient] = counts.get(patient, 0) + 1
         studies.append(_study(f"{patient}.{counts[patient]}", patient, splits[patient], group, above))
-    ways = [from_lists(Path(lists), "lists", {i: i for i in rows["filename"]})] if lists else []
+    ways = [_lists.read(Path(lists), {i: i for i in rows["filename"]})] if lists else []
     return Source("covid_idc", raw_dir, tuple(studies), tuple(above), tuple(problems), tuple(ways))
 
 

@@ -16,7 +16,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlp_bench.data.divisions import by_hash, from_lists, parts, shuffled
+from vlp_bench.data.divisions import by_hash, parts, shuffled
+from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._names import by_name, path_of
 from vlp_bench.data.sources._tables import find
 from vlp_bench.data.study import SPLITS, Division, ImageRef, Problem, Source, Study
@@ -60,7 +61,7 @@ def read(raw_dir: Path, version: str | None = None, lists: str | None = None) ->
         UserError: no lists, not those of the version, lists of two versions' classes, or no folder of images.
     """
     problems: list[Problem] = []
-    files = _lists(raw_dir, version, problems)
+    files = _own_lists(raw_dir, version, problems)
     folders = _folders(raw_dir)
     rows = {part: _rows(files[part], folders, part, problems) for part in files}
     known = [row for part in files for row in rows[part] if row.image_id]
@@ -79,11 +80,11 @@ def read(raw_dir: Path, version: str | None = None, lists: str | None = None) ->
         studies.append(Study(row.image_id, row.patient, split[row.patient], (image,)))
     ways = _divisions(rows, split, len(labels) > 1)
     if lists:
-        ways.append(from_lists(Path(lists), "lists", _names(known)))
+        ways.append(_lists.read(Path(lists), _names(known)))
     return Source("covidx", raw_dir, tuple(studies), labels, tuple(problems), tuple(ways))
 
 
-def _lists(raw_dir: Path, version: str | None, problems: list[Problem]) -> dict[str, Path]:
+def _own_lists(raw_dir: Path, version: str | None, problems: list[Problem]) -> dict[str, Path]:
     """The lists of one version by part."""
     base = find(raw_dir, "train.txt", "train_COVIDx*.txt", "*/train.txt", "*/train_COVIDx*.txt")
     if base is None:

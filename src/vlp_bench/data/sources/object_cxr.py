@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from vlp_bench.data.divisions import by_hash, from_lists, parts, shuffled
+from vlp_bench.data.divisions import by_hash, parts, shuffled
+from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._tables import find, images, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
@@ -78,7 +79,7 @@ def read(raw_dir: Path, lists: str | None = None) -> Source:
     ways = _divisions({part: [row.image_id for row in some] for part, some in rows.items()})
     if lists:
         names = {row.image_id: row.image_id for some in known.values() for row in some}
-        ways.append(from_lists(Path(lists), "lists", names))
+        ways.append(_lists.read(Path(lists), names))
     return Source("object_cxr", raw_dir, tuple(studies), (LABEL,), tuple(problems), tuple(ways))
 
 
