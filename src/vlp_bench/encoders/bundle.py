@@ -123,7 +123,7 @@ class Encoders:
                     image, _ = read_gray(Path(image), stored_size(size), self._rule("window", "voi"))
                 except (OSError, ValueError) as error:
                     raise UserError(f"{image} cannot be read as an image: {reason(error)}.") from error
-            square, _ = to_square(image, stored_size(size), self._rule("image_rule", "resize_and_pad"))
+            square, _ = to_square(image, stored_size(size), self._rule("rule", "resize_and_pad"))
             out.append(center_crop(square, size))
         return torch.from_numpy(np.stack(out)[:, None])
 

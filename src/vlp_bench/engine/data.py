@@ -111,7 +111,14 @@ def ready(section: Mapping[str, Any], cache: Path) -> PreparedData:
     if is_remote(str(section["dir"])):
         url = str(section["dir"]).rstrip("/")
         place = mirror(url, cache)
-    return PreparedData(place, section.get("fingerprint"), section["split"], url)
+    store = PreparedData(place, section.get("fingerprint"), section["split"], url)
+    for key, asked in (("rule", section.get("image_rule")), ("window", section.get("window"))):
+        made = store.manifest["plan"][key]
+        if asked not in (None, made):
+            log.warning(
+                "%s was prepared with %s=%s, and this run asks for %s: prepared it stays", place, key, made, asked
+            )
+    return store
 
 
 def _stamps(source: Source) -> list[tuple[int, int] | None]:

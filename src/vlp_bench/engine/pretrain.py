@@ -87,7 +87,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "pretrain_seed": cfg.seed,
         "inputs": plain(cfg.method.inputs),
         "private": data.private,
-        "data": {k: cfg.data[k] for k in ("name", "split", "image_rule", "window")},
+        "data": {"name": cfg.data.name, "split": data.split} | data.manifest["plan"],
         "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
     }
     module.record = {"config": plain(cfg), "meta": meta}
