@@ -1,5 +1,7 @@
 """Image files to grey pixels: JPEG, PNG and whatever else Pillow reads, and DICOM; masks from files, runs, polygons."""
 
+import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ def read_gray(path: Path, size: int, window: str = "voi") -> tuple[np.ndarray, t
     Args:
         path: any image file, or DICOM.
         size: what the picture is wanted for: a JPEG is decoded at the smallest scale whose sides still cover it.
-        window: how more than eight bits become eight: `voi` (the window that the DICOM file names, else as `minmax`),
-            `minmax` (from the least to the greatest value of the picture) or `max` (from 0 to the greatest; MGCA).
+        window: how more than eight bits become eight: `voi` (the window that the DICOM file names, from black to
+            white; without one, eight bits stay as they are and more are as `minmax`), `minmax` (from the least to the
+            greatest value of the picture) or `max` (from 0 to the greatest; MGCA, which does so to eight bits, too).
+            Of DICOM of several frames the first is read.
 
     Returns:
         uint8 (H, W), and width and height in the file.
@@ -30,8 +34,7 @@ def read_gray(path: Path, size: int, window: str = "voi") -> tuple[np.ndarray, t
         ValueError: DICOM without pixels, or in an encoding that no installed decoder reads.
     """
     if _is_dicom(path):
-        gray = _dicom(path, window)
-        return gray, (gray.shape[1], gray.shape[0])
+        return _dicom(path, size, window)
     with Image.open(path) as image:
         size_in_file = image.size
         if image.format == "JPEG":
@@ -51,10 +54,12 @@ def reason(error: Exception) -> str:
 
 
 def _is_dicom(path: Path) -> bool:
-    if path.suffix.lower() in (".dcm", ".dicom"):
+    suffix = path.suffix.lower()
+    if suffix in (".dcm", ".dicom"):
         return True
-    if path.suffix:
+    if suffix in (".png", ".jpg", ".jpeg"):
         return False
+    # some archives name their files by UIDs, of which the last number is no extension
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
 
@@ -79,34 +84,104 @@ def _eight_bits(values: np.ndarray, window: str) -> np.ndarray:
     return np.clip((values.astype(np.float32) - low) * scale, 0, 255).round().astype(np.uint8)
 
 
-def _dicom(path: Path, window: str) -> np.ndarray:
+def _dicom(path: Path, size: int, window: str) -> tuple[np.ndarray, tuple[int, int]]:
     import pydicom
+
+    try:
+        with warnings.catch_warnings():
+            # pydicom tells of much that does no harm here; what does raises
+            warnings.simplefilter("ignore")
+            file = pydicom.dcmread(path, force=True)
+            if "PixelData" not in file:
+                raise ValueError("DICOM without pixels")
+            _complete(file)
+            return _frame(file, size, window)
+    except OSError:
+        raise
+    except Exception as error:
+        said = (str(error).splitlines() or [""])[0]
+        raise ValueError(said if "DICOM" in said else f"DICOM that cannot be decoded ({said[:120]})") from error
+
+
+def _complete(file: Any) -> None:
+    """Set what some archives leave out to what their files have."""
+    import pydicom
+
+    usual = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "PixelRepresentation": 0}
+    for tag, value in (usual | {"BitsStored": file.get("BitsAllocated")}).items():
+        if file.get(tag) in (None, ""):
+            setattr(file, tag, value)
+    if not file.file_meta.get("TransferSyntaxUID"):
+        implicit, little = file.original_encoding
+        explicit = pydicom.uid.ExplicitVRLittleEndian if little else pydicom.uid.ExplicitVRBigEndian
+        file.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian if implicit else explicit
+
+
+def _frame(file: Any, size: int, window: str) -> tuple[np.ndarray, tuple[int, int]]:
+    """The first frame, uint8 grey, and its width and height in the file."""
+    from pydicom.pixels import apply_color_lut, pixel_array
+    from pydicom.uid import JPEGBaseline8Bit
+
+    plain = not (file.get("ModalityLUTSequence") or _windowed(file))
+    plain &= (float(file.get("RescaleSlope") or 1), float(file.get("RescaleIntercept") or 0)) == (1, 0)
+    # eight bits that nothing maps stay as they are
+    plain &= window == "voi" and file.BitsAllocated == 8 and file.SamplesPerPixel == 1
+    if plain and file.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+        gray, size_in_file = _jpeg(file, size)
+    else:
+        values = pixel_array(file, index=0)
+        if file.PhotometricInterpretation == "PALETTE COLOR":
+            values = apply_color_lut(values, file)
+        size_in_file = (values.shape[1], values.shape[0])
+        if values.ndim == 3:
+            colourless = cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY)
+            return (colourless if colourless.dtype == np.uint8 else _eight_bits(colourless, "minmax")), size_in_file
+        gray = values if plain and values.dtype == np.uint8 else _mapped(values, file, window)
+    return (255 - gray if file.PhotometricInterpretation == "MONOCHROME1" else gray), size_in_file
+
+
+def _windowed(file: Any) -> bool:
+    """Whether the file says how its values are shown; a window of no width says nothing."""
+    center, width = (v[0] if isinstance(v := file.get(f"Window{end}"), Sequence) else v for end in ("Center", "Width"))
+    return bool(file.get("VOILUTSequence")) or (center is not None and float(width or 0) >= 1)
+
+
+def _jpeg(file: Any, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A frame of eight bits at the smallest scale of its JPEG whose sides still cover what is wanted."""
+    from pydicom.encaps import get_frame
+
+    with Image.open(
+        io.BytesIO(get_frame(file.PixelData, 0, number_of_frames=file.get("NumberOfFrames") or 1))
+    ) as image:
+        if image.size != (file.Columns, file.Rows):
+            raise ValueError(f"a JPEG of {image.size} in a DICOM of {(file.Columns, file.Rows)}")
+        image.draft("L", (size, size))
+        return np.asarray(image if image.mode == "L" else image.convert("L")), (file.Columns, file.Rows)
+
+
+def _mapped(values: np.ndarray, file: Any, window: str) -> np.ndarray:
+    """Stored values by the file's modality and VOI mappings as eight bits."""
+    low, high = values.min(), values.max()
+    if values.dtype.kind not in "iu" or int(high) - int(low) >= 2**17:
+        return _levels(values.ravel(), file, window).reshape(values.shape)
+    # each value is mapped once and looked up; a negative one counts from the end of the table
+    levels = np.r_[0 : max(int(high) + 1, 0), min(int(low), 0) : 0].clip(low, high)
+    return _levels(levels, file, window)[values]
+
+
+def _levels(values: np.ndarray, file: Any, window: str) -> np.ndarray:
+    """Eight bits of each stored value, uint8 (N,)."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-    file = pydicom.dcmread(path, force=True)
-    if "PixelData" not in file:
-        raise ValueError("DICOM without pixels")
-    # tags that some archives leave out, with the value that those files have
-    for tag, usual in (
-        ("SamplesPerPixel", 1),
-        ("PhotometricInterpretation", "MONOCHROME2"),
-        ("PixelRepresentation", 0),
-    ):
-        if tag not in file:
-            setattr(file, tag, usual)
-    if not getattr(file.file_meta, "TransferSyntaxUID", None):
-        file.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-    try:
-        values = file.pixel_array
-    except (AttributeError, RuntimeError, NotImplementedError) as error:
-        raise ValueError(f"DICOM that cannot be decoded ({str(error).splitlines()[0][:120]})") from error
-    if file.SamplesPerPixel > 1:
-        return cv2.cvtColor(values if values.ndim == 3 else values[0], cv2.COLOR_RGB2GRAY)
-    values = apply_modality_lut(values if values.ndim == 2 else values[0], file)
-    if window == "voi" and (file.get("WindowCenter") or file.get("VOILUTSequence")):
-        values = apply_voi_lut(values, file)
-    gray = _eight_bits(values, "minmax" if window == "voi" else window)
-    return 255 - gray if file.PhotometricInterpretation == "MONOCHROME1" else gray
+    if window != "voi" or not _windowed(file):
+        return _eight_bits(apply_modality_lut(values, file), "minmax" if window == "voi" else window)
+    physical = apply_modality_lut(values, file)
+    if file.get("VOILUTSequence"):
+        physical = np.rint(physical).astype(np.int64)
+    # the ends of the window are black and white, whether or not the picture reaches them
+    ends = np.array([-(2**30), 2**30], physical.dtype)
+    shown = apply_voi_lut(np.concatenate([physical, ends]), file).astype(np.float64)
+    return _eight_bits(shown, "minmax")[:-2]
 
 
 def read_mask(root: Path, mask: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
@@ -125,6 +200,8 @@ def read_mask(root: Path, mask: Mapping[str, Any], size: tuple[int, int]) -> np.
         return np.max([_mask_file(root / path, size) for path in paths], axis=0)
     if "polygon" in mask:
         points = np.array(mask["polygon"], np.float64).reshape(-1, 2)
+        if not (np.isfinite(points).all() and len(points) > 2):
+            raise ValueError("a polygon needs three corners or more, all of them numbers")
         drawn = np.zeros((size[1], size[0]), np.uint8)
         return cv2.fillPoly(drawn, [points.round().astype(np.int32)], 255)
     if "rle" not in mask:
@@ -153,6 +230,8 @@ def run_lengths(text: str | Sequence[int], size: tuple[int, int]) -> np.ndarray:
     if len(numbers) % 2 or (numbers < 0).any():
         raise ValueError("runs are pairs of a start and a length, none negative")
     width, height = size
+    if (numbers > width * height).any():
+        raise ValueError(f"a run of {numbers.max()} in an image of {width} x {height}")
     skipped, lengths = numbers[::2], numbers[1::2]
     starts = np.cumsum(skipped) + np.cumsum(lengths) - lengths
     if len(starts) and starts[-1] + lengths[-1] > width * height:

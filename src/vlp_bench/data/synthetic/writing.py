@@ -1,6 +1,8 @@
 """Synthetic studies written to disk as public data sets are; `layouts/` has one file for each data set."""
 
+import hashlib
 import importlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -212,6 +214,83 @@ def save_png(path: Path, picture: NDArray) -> None:
     """Write grey pixels of 8 or 16 bits, or a mask as 0 and 255."""
     grey = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == np.bool_ else picture
     _save(path, cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
+
+
+#: Storage classes by modality.
+_CLASSES = {"CR": "1.2.840.10008.5.1.4.1.1.1", "DX": "1.2.840.10008.5.1.4.1.1.1.1", "OT": "1.2.840.10008.5.1.4.1.1.7"}
+
+
+def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: int = 90, **attributes: Any) -> None:
+    """Write a picture as DICOM, without a date: equal pictures and attributes give equal bytes.
+
+    Args:
+        path: of the file.
+        picture: grey (H, W), frames (N, H, W), or colour (H, W, 3, RGB), of 8 or 16 bits, signed or not.
+        encoding: `raw`, `jpeg` (baseline, 8 bits) or `jpeg2000` (lossless; needs pylibjpeg).
+        quality: of JPEG, 1 to 100.
+        attributes: DICOM attributes by keyword beside, or instead of, those that the picture gives, such as
+            `BitsStored=12`, `PhotometricInterpretation="MONOCHROME1"` or `WindowCenter=2048`; None leaves one out.
+            `Modality` (CR, DX or OT, a secondary capture) gives the SOP class.
+
+    Raises:
+        ValueError: an unknown encoding.
+    """
+    from pydicom import uid
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
+    syntaxes = {
+        "raw": uid.ExplicitVRLittleEndian, "jpeg": uid.JPEGBaseline8Bit, "jpeg2000": uid.JPEG2000Lossless
+    }  # fmt: skip
+    if encoding not in syntaxes:
+        raise ValueError(f"encoding={encoding!r}: expected one of {', '.join(syntaxes)}")
+    shown = _described(picture) | {"Modality": "CR"} | attributes
+    stem = str(shown.setdefault("SOPInstanceUID", uid.generate_uid(entropy_srcs=[path.stem, _digest(picture)])))
+    shown.setdefault("SOPClassUID", _CLASSES[shown["Modality"] or "CR"])
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = shown["SOPClassUID"] or _CLASSES["CR"], stem
+    meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian if encoding == "jpeg2000" else syntaxes[encoding]
+    file = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    for name, value in shown.items():
+        if value is not None:
+            setattr(file, name, value)
+    file.PixelData = picture.tobytes() + bytes(picture.nbytes % 2)
+    if encoding == "jpeg":
+        colours = picture[..., ::-1] if picture.ndim == 3 else picture
+        jpeg = cv2.imencode(".jpg", colours, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+        file.PixelData = encapsulate([jpeg])
+        file["PixelData"].is_undefined_length = True
+    elif encoding == "jpeg2000":
+        file.compress(uid.JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    buffer = io.BytesIO()
+    file.save_as(buffer, enforce_file_format=True)
+    _save(path, buffer.getvalue())
+
+
+def _digest(picture: NDArray) -> str:
+    return hashlib.sha256(picture.tobytes()).hexdigest()
+
+
+def _described(picture: NDArray) -> dict[str, Any]:
+    """The attributes of the image pixel module."""
+    colour = picture.ndim == 3 and picture.shape[2] == 3
+    bits = 8 * picture.dtype.itemsize
+    frames = {"NumberOfFrames": len(picture)} if picture.ndim == 3 and not colour else {}
+    height, width = picture.shape[:2] if colour else picture.shape[-2:]
+    return (
+        frames
+        | {
+            "SamplesPerPixel": 3 if colour else 1,
+            "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2",
+            "Rows": height,
+            "Columns": width,
+            "BitsAllocated": bits,
+            "BitsStored": bits,
+            "HighBit": bits - 1,
+            "PixelRepresentation": int(picture.dtype.kind == "i"),
+        }
+        | ({"PlanarConfiguration": 0} if colour else {})
+    )
 
 
 def _save(path: Path, content: bytes) -> None:
