@@ -201,7 +201,7 @@ def test_colour(dicom):
     grey = colour @ np.array([0.299, 0.587, 0.114])
     assert close(dicom(colour), grey)
     assert np.abs(dicom(colour, encoding="jpeg", quality=95, PhotometricInterpretation="YBR_FULL") - grey).mean() < 6
-    assert dicom((colour.astype(np.uint16) * 257)).shape == EIGHT.shape
+    assert dicom(colour.astype(np.uint16) * 257).shape == EIGHT.shape
 
 
 def test_the_first_of_several_frames(dicom):

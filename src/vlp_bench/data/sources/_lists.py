@@ -19,8 +19,8 @@ def read(path: Path, known: Mapping[str, str | Sequence[str]]) -> Division:
     """The division `lists`.
 
     Args:
-        path: a folder with a list of each part (`train`, `valid`, `test`; txt, csv, json or jsonl), or one file: JSON
-            with the parts as its keys, or a list of whatever form, of which everything is test.
+        path: a folder with a list of each part (`train`, `valid`, `test`, or `train_list`...; txt, csv, json or jsonl),
+            or one file: JSON with the parts as its keys, or a list of whatever form, of which everything is test.
         known: an image id, or several, by every name that a list may use. A name is looked up as it stands, then
             without its suffix, then without its leading folders.
 
@@ -58,7 +58,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Iterable[str]]]:
 
 
 def _stem(path: Path) -> str:
-    return path.name.split(".")[0].lower()
+    return path.name.split(".")[0].lower().removesuffix("_list")
 
 
 def _cells(path: Path) -> Iterator[Iterable[str]]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -237,7 +238,6 @@ def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: 
     """
     from pydicom import uid
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.encaps import encapsulate
 
     syntaxes = {
         "raw": uid.ExplicitVRLittleEndian, "jpeg": uid.JPEGBaseline8Bit, "jpeg2000": uid.JPEG2000Lossless
@@ -251,6 +251,18 @@ def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: 
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = shown["SOPClassUID"] or _CLASSES["CR"], stem
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian if encoding == "jpeg2000" else syntaxes[encoding]
     file = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # archives have odd values, and so do we
+        _fill(file, picture, shown, encoding, quality)
+        buffer = io.BytesIO()
+        file.save_as(buffer, enforce_file_format=True)
+    _save(path, buffer.getvalue())
+
+
+def _fill(file: Any, picture: NDArray, shown: dict[str, Any], encoding: str, quality: int) -> None:
+    from pydicom.encaps import encapsulate
+    from pydicom.uid import JPEG2000Lossless
+
     for name, value in shown.items():
         if value is not None:
             setattr(file, name, value)
@@ -261,10 +273,7 @@ def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: 
         file.PixelData = encapsulate([jpeg])
         file["PixelData"].is_undefined_length = True
     elif encoding == "jpeg2000":
-        file.compress(uid.JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
-    buffer = io.BytesIO()
-    file.save_as(buffer, enforce_file_format=True)
-    _save(path, buffer.getvalue())
+        file.compress(JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
 
 
 def _digest(picture: NDArray) -> str:
