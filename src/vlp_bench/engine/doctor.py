@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,9 +16,9 @@ from vlp_bench.data.decode import read_gray, reason
 from vlp_bench.data.images import to_square
 from vlp_bench.data.prepare import Plan
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.study import Source
+from vlp_bench.data.study import SPLITS, Source
 from vlp_bench.engine.data import processes, read, ready
-from vlp_bench.engine.progress import duration
+from vlp_bench.engine.progress import console, duration
 from vlp_bench.engine.provenance import versions as installed
 from vlp_bench.errors import UserError
 from vlp_bench.files import whole, write_json
@@ -104,7 +104,8 @@ _NUMBERS = ("rows", "count")
 
 
 def _present(name: str, raw: Path) -> Iterator[str]:
-    found = versions(name, raw)
+    with console.status(f"counting the files in {raw}"):
+        found = versions(name, raw)
     likeliest, files = next(iter(found.items()))
     if all(f.state == "missing" for f in files):
         yield f"{raw}: none of the files of {name} is here. vlp-bench doctor data={name} lists them."
@@ -127,16 +128,19 @@ def _understood(cfg: DictConfig, source: Source) -> Iterator[str]:
     splits = Counter(s.split for s in source.studies for _ in s.images)
     patients = len({s.patient_id for s in source.studies})
     yield (
-        f"as read: {len(images):,} images, {len(source.studies):,} studies, {patients:,} patients; "
-        + ", ".join(f"{k} {v:,}" for k, v in splits.items())
+        f"as read: {len(images):,} images, {len(source.studies):,} studies, {patients:,} patients; " + _in_order(splits)
     )
     for division in source.divisions:
         parts = Counter(p for i in images for p in division.parts.get(i.image_id, "").split())
-        yield f"  split {division.name}: " + ", ".join(f"{k} {v:,}" for k, v in parts.items()) + f" ({division.origin})"
+        yield f"  split {division.name}: {_in_order(parts)} ({division.origin})"
     for kind, number in Counter(p.kind for p in source.problems).items():
         first = next(p for p in source.problems if p.kind == kind)
         yield f"  {number:,} x {kind}: {first.reason} ({first.where}{', ...' if number > 1 else ''})"
     yield from _projected(cfg, source)
+
+
+def _in_order(parts: Mapping[str, int]) -> str:
+    return ", ".join(f"{part} {parts[part]:,}" for part in SPLITS if part in parts)
 
 
 def _projected(cfg: DictConfig, source: Source) -> Iterator[str]:
@@ -175,7 +179,7 @@ def _prepared(store: PreparedData) -> Iterator[str]:
     )
     for name, said in store.manifest["divisions"].items():
         leaks = " and ".join(f"{n} {kind}" for kind, n in said["leaks"].items())
-        parts = ", ".join(f"{k} {v:,}" for k, v in said["images"].items())
+        parts = _in_order(said["images"])
         yield f"  split {name}: {parts}{f'; LEAKS: {leaks} in several parts' if leaks else ''} ({said['origin']})"
     yield f"  what preparation lost: {store.path / 'prepare_report.json'}"
     apart = patients_apart(store)
