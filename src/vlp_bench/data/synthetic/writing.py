@@ -248,9 +248,10 @@ def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: 
     stem = str(shown.setdefault("SOPInstanceUID", uid.generate_uid(entropy_srcs=[path.stem, _digest(picture)])))
     shown.setdefault("SOPClassUID", _CLASSES[shown["Modality"] or "CR"])
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = shown["SOPClassUID"] or _CLASSES["CR"], stem
+    meta.MediaStorageSOPClassUID = uid.UID(shown["SOPClassUID"] or _CLASSES["CR"])
+    meta.MediaStorageSOPInstanceUID = uid.UID(stem)
     meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian if encoding == "jpeg2000" else syntaxes[encoding]
-    file = FileDataset(None, {}, file_meta=meta, preamble=bytes(128))
+    file = FileDataset(io.BytesIO(), {}, file_meta=meta, preamble=bytes(128))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # archives have odd values, and so do we
         _fill(file, picture, shown, encoding, quality)

@@ -35,7 +35,7 @@ def write_study(job: Job, study: SyntheticStudy) -> Rows:
     cells = [dict(zip(("x", "y", "width", "height"), map(float, box), strict=True)) | {"Target": 1} for box in boxes]
     healthy = not any(study.truth.values())
     kind = "Lung Opacity" if boxes else "Normal" if healthy else "No Lung Opacity / Not Normal"
-    rows = cells or [dict.fromkeys(("x", "y", "width", "height"), "") | {"Target": 0}]
+    rows: list[dict] = list(cells) or [dict.fromkeys(("x", "y", "width", "height"), "") | {"Target": 0}]
     nih = f"{int(study.patient_id) % 10**7:08d}_{int(study.study_id) % 1000:03d}.png"
     return {
         "labels": [{"patientId": name} | row for row in rows],
