@@ -271,6 +271,11 @@ def test_division_of_benchx(divisions, published):
         ranked = [name for rank, name in sorted(zip(test[-len(tail) :], tail, strict=True)) if y[int(rank)] == positive]
         assert len(ranked) > 1
         assert ranked == sorted(ranked)
+    first = published.groupby("patientId")["Target"].first()
+    train, rest = train_test_split(first.index.tolist(), test_size=0.3, stratify=first.tolist(), random_state=42)
+    val, test = train_test_split(rest, test_size=0.5, stratify=first[rest].tolist(), random_state=42)
+    for part, wanted in (("train", train), ("val", val), ("test", test)):
+        assert of(divisions["benchx"], part) == set(wanted)
     positives = set(published["patientId"][published["Target"] == "1"])
     for part, count in (("train", 4208), ("val", 902), ("test", 902)):
         assert len(of(divisions["benchx"], part) & positives) == count

@@ -302,6 +302,10 @@ def test_names_as_benchx_divides_them():
     assert Counter(division.parts.values()) == {"train": 9303, "val": 1372, "test": 1372}
     positives = {r.image_id for r in refs if "_1_" in r.path}
     assert [len(of(division.parts, p) & positives) for p in ("train", "val", "test")] == [2073, 306, 290]
+    names = {Path(r.path).name: r.image_id for r in refs}
+    x = sorted(n for n in names if "train_1" in n) + sorted(n for n in names if "train_0" in n)
+    _, wanted = train_test_split(x, test_size=1372, stratify=["train_1" in n for n in x], random_state=42)
+    assert of(division.parts, "val") == {names[n] for n in wanted}
     ranks = [f"1{n:05d}" for n in range(2379)] + [f"0{n:05d}" for n in range(8296)]
     _, val = siim.stratified(ranks, [int(r[0]) for r in ranks], 42, 1372)
     end = val[-len(TAIL) :]
