@@ -23,8 +23,6 @@ NAMES = sorted(p.stem for p in Path(sources.__file__).parent.glob("*.py") if not
 FACTS = {p.name.removesuffix(".yaml"): p for p in files("vlp_bench.datasets").iterdir() if p.name.endswith(".yaml")}
 #: with this seed every split has some of the studies, and every finding occurs
 STUDIES, SEED, SIZE = 12, 319, 64
-#: What a data set may be derived from although the tree has no reader of it.
-ELSEWHERE = {"chexpert", "nih", "openi", "rsna", "siim", "vindr"}
 TYPES = {
     "title": str, "obtain": str, "how": str, "access": str, "licence": str, "citation": str, "derived_from": dict,
     "versions": dict, "counts": dict, "splits": dict, "unverified": list, "notes": list,
@@ -84,7 +82,7 @@ def test_facts_have_the_form_that_doctor_reads(name):
         assert kind is not str or facts[key].strip(), key
     assert facts["obtain"].startswith("https://") or name == "folder"
     assert facts["access"] in ("open", "account", "credentialed")
-    assert set(facts["derived_from"]) <= {*NAMES, *ELSEWHERE} - {name}
+    assert set(facts["derived_from"]) <= set(NAMES) - {name}
     assert all(isinstance(said, str) and said.strip() for said in facts["derived_from"].values())
     assert all(isinstance(n, int) and n > 0 for n in facts["counts"].values())
     for key in ("unverified", "notes"):
