@@ -130,13 +130,19 @@ def _understood(cfg: DictConfig, source: Source) -> Iterator[str]:
     yield (
         f"as read: {len(images):,} images, {len(source.studies):,} studies, {patients:,} patients; " + _in_order(splits)
     )
+    said = ""
     for division in source.divisions:
         parts = Counter(p for i in images for p in division.parts.get(i.image_id, "").split())
-        yield f"  split {division.name}: {_in_order(parts)} ({division.origin})"
+        yield f"  split {division.name}: {_in_order(parts)} ({_anew(division.origin, said)})"
+        said = division.origin
     for kind, number in Counter(p.kind for p in source.problems).items():
         first = next(p for p in source.problems if p.kind == kind)
         yield f"  {number:,} x {kind}: {first.reason} ({first.where}{', ...' if number > 1 else ''})"
     yield from _projected(cfg, source)
+
+
+def _anew(origin: str, said: str) -> str:
+    return "the same" if origin == said else origin
 
 
 def _in_order(parts: Mapping[str, int]) -> str:
@@ -177,10 +183,13 @@ def _prepared(store: PreparedData) -> Iterator[str]:
         f"{store.path}: {counts['images']:,} images, {counts['studies']:,} studies, {store.size} px by "
         f"{store.manifest['plan']['rule']}, {'private' if store.private else 'public'}, fingerprint {store.fingerprint}"
     )
+    before = ""
     for name, said in store.manifest["divisions"].items():
         leaks = " and ".join(f"{n} {kind}" for kind, n in said["leaks"].items())
         parts = _in_order(said["images"])
-        yield f"  split {name}: {parts}{f'; LEAKS: {leaks} in several parts' if leaks else ''} ({said['origin']})"
+        found = f"; LEAKS: {leaks} in several parts" if leaks else ""
+        yield f"  split {name}: {parts}{found} ({_anew(said['origin'], before)})"
+        before = said["origin"]
     yield f"  what preparation lost: {store.path / 'prepare_report.json'}"
     apart = patients_apart(store)
     yield f"  patients in two parts of split {store.split or '(its own)'}: {apart['patients']}"
@@ -200,11 +209,12 @@ def _audit(store: PreparedData, against: str | None) -> Iterator[str]:
     )
     for row in across.head(SHOWN).itertuples():
         yield f"    {row.image_id_a} ({row.split_a}) = {row.image_id_b} ({row.split_b})"
-    yield (
-        f"  reports with the same words: {reports['shared']:,} of {reports['studies']:,} studies, up to "
-        f"{reports['most']:,} alike; in a batch of {BATCH}, {reports['false_negatives']} samples have a negative that "
-        "says the same"
-    )
+    if reports["studies"]:
+        yield (
+            f"  reports with the same words: {reports['shared']:,} of {reports['studies']:,} studies, up to "
+            f"{reports['most']:,} alike; in a batch of {BATCH}, {reports['false_negatives']} samples have a negative that "
+            "says the same"
+        )
     found = {"copies": len(table), "across_splits": len(across), "reports": reports}
     if against:
         other = PreparedData(Path(against))
