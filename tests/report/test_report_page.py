@@ -246,7 +246,7 @@ def test_cells_whose_images_may_have_been_seen_are_marked(tmp_path):
     seen["provenance"]["exposure"] = [reason]
     page = build(tmp_path, seen, fake.classification("b", 0.01, value=0.7))
     assert page.text.count("⚠ seen before") == 1
-    assert reason in (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert f"Seen before: {reason}." in page.text
     tables = "".join(p.read_text("utf-8") for p in (tmp_path / "out").rglob("*.md"))
     assert f"[seen before: {reason}]" in tables or f"seen before: {reason}" in tables
     records = "".join(p.read_text("utf-8") for p in (tmp_path / "out").rglob("*.csv"))

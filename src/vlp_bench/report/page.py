@@ -220,7 +220,7 @@ def _reading_guide(boards: Sequence[Board]) -> Markup:
         "The trivial answer needs no image: a constant score, the majority class or a random order. A value at or "
         "below it is flagged, and so is one whose interval reaches it.",
         "Seen before: the encoders were pre-trained on a data set that shares images with the test set, or the split "
-        "that was asked for has patients in several parts. Point at the mark for the reason.",
+        "that was asked for has patients in several parts. The reason stands below the table.",
         "Runs are averaged only when they differ in nothing but draw and seeds. Other pre-training data, steps, "
         "weights, target data or protocol give a row or a table of their own.",
         "Every value leads to its provenance: select it.",

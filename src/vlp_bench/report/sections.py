@@ -180,6 +180,8 @@ def _board_notes(board: Board) -> Markup:
         notes.append("Rows of the same name differ in what stands below the name and were not averaged.")
     if board.repeats:
         notes.append(f"Repeats of the same draw and seed count once, the newest: left out {'; '.join(board.repeats)}.")
+    seen = dict.fromkeys(reason for _, _, cell in board.cells() for reason in cell.exposure)
+    notes += [f"Seen before: {reason}." for reason in seen]
     return render([tag("p", note, class_="note") for note in notes])
 
 
