@@ -15,7 +15,7 @@ from vlp_bench.data.synthetic.layouts import covidx as layout
 from vlp_bench.errors import UserError
 
 STUDIES, SEED = 60, 1
-TRUTH = {s.study_id: s for s in sample_studies(STUDIES, SEED) if layout.frontal(s)}
+TRUTH = {s.study_id: s for s in sample_studies(STUDIES, SEED) if s.frontal}
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_lungs_are_both_files_joined(raw, tmp_path):
         assert masks.keys() == {"Lungs", "Left Lung", "Right Lung"}
         np.testing.assert_array_equal(masks["Lungs"], masks["Left Lung"] | masks["Right Lung"])
         assert not (masks["Left Lung"] & masks["Right Lung"]).any()
-        truth = draw(Job(raw, SIZE, False, 95), layout.frontal(TRUTH[image.image_id]))
+        truth = draw(Job(raw, SIZE, False, 95), TRUTH[image.image_id].frontal)
         assert abs(masks["Lungs"].mean() - truth.masks["Lungs"].sum() / max(truth.picture.shape) ** 2) < 0.02
 
 

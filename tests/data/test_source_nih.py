@@ -21,9 +21,7 @@ from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 60, 2, 96
 TRUTH = {
-    f"{int(s.patient_id[1:]):08d}_{int(s.study_id[-3:]):03d}": s
-    for s in sample_studies(STUDIES, SEED)
-    if layout.frontal(s)
+    f"{int(s.patient_id[1:]):08d}_{int(s.study_id[-3:]):03d}": s for s in sample_studies(STUDIES, SEED) if s.frontal
 }
 OLD = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
@@ -82,7 +80,7 @@ def test_labels_views_ids_and_splits_are_those_of_the_world(raw):
         truth = TRUTH[image.image_id]
         assert study.patient_id == str(int(truth.patient_id[1:]))
         assert study.study_id == f"{study.patient_id}_{int(truth.study_id[-3:])}"
-        assert image.view == layout.frontal(truth).view
+        assert image.view == truth.frontal.view
         assert json.loads(image.extra) == {"sex": truth.sex, "age": truth.age}
         named = {name for name, value in image.labels.items() if value}
         wanted = {layout.NAMES[f.name] for f in truth.findings if f.name in layout.NAMES}
@@ -102,7 +100,7 @@ def test_prepared_boxes(raw, tmp_path):
     labels = set()
     for row, image in enumerate(store.images.itertuples()):
         study = TRUTH[image.image_id]
-        drawn, names = draw(Job(raw, SIZE, False, 95), layout.frontal(study)), layout.found(study)
+        drawn, names = draw(Job(raw, SIZE, False, 95), study.frontal), layout.found(study)
         height, width = drawn.picture.shape
         wanted = [
             (names[b["label"]], np.array([x / width, y / height, (x + w) / width, (y + h) / height]) * 64)

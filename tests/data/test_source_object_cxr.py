@@ -23,7 +23,7 @@ from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 40, 2, 96
-TRUTH = {s.study_id[1:]: s for s in sample_studies(STUDIES, SEED) if layout.frontal(s)}
+TRUTH = {s.study_id[1:]: s for s in sample_studies(STUDIES, SEED) if s.frontal}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def by_hand(tmp_path):
 
 
 def drawn(raw, image_id):
-    return draw(Job(raw, SIZE, False, 95), layout.frontal(TRUTH[image_id]))
+    return draw(Job(raw, SIZE, False, 95), TRUTH[image_id].frontal)
 
 
 def stored(mask):
@@ -94,7 +94,7 @@ def test_prepared_boxes_and_masks(raw, tmp_path):
         truth = drawn(raw, image.image_id)
         boxes, masks = store.boxes(row), [m["mask"] for m in store.masks(row)]
         assert len(boxes) == len(masks)
-        kind = layout.frontal(TRUTH[image.image_id]).seed % 3
+        kind = TRUTH[image.image_id].frontal.seed % 3
         wanted = [b["xywh"] for b in truth.boxes if b["label"] == layout.OBJECT]
         kinds |= {kind} if boxes else set()
         if kind == 2 and boxes:

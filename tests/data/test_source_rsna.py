@@ -27,9 +27,7 @@ STUDIES, SEED, SIZE = 100, 1, 64
 @pytest.fixture(scope="module")
 def world():
     """Frontal images by their names in the challenge, with their studies."""
-    first = {
-        s.study_id: next((i for i in s.images if i.view != "LATERAL"), None) for s in sample_studies(STUDIES, SEED)
-    }
+    first = {s.study_id: s.frontal for s in sample_studies(STUDIES, SEED)}
     return {image_name(i): (s, i) for s in sample_studies(STUDIES, SEED) if (i := first[s.study_id])}
 
 

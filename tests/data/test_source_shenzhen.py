@@ -66,7 +66,7 @@ def test_prepared_pixels_and_masks(store, raw):
     assert json.loads((store.path / "prepare_report.json").read_text())["problems"] == []
     without = 0
     for row, image in enumerate(store.images.itertuples()):
-        truth = draw(Job(raw, SIZE, False, 95), layout.frontal(TRUTH[image.image_id]))
+        truth = draw(Job(raw, SIZE, False, 95), TRUTH[image.image_id].frontal)
         assert (image.height, image.width) == truth.picture.shape
         if not (masks := store.masks(row)):
             without += 1

@@ -32,7 +32,7 @@ STUDIES, SEED, SIZE = 120, 1, 64
 @pytest.fixture(scope="module")
 def world():
     """Frontal images by their ids, with their studies."""
-    found = [(s, next((i for i in s.images if i.view != "LATERAL"), None)) for s in sample_studies(STUDIES, SEED)]
+    found = [(s, s.frontal) for s in sample_studies(STUDIES, SEED)]
     return {image_uid(image): (study, image) for study, image in found if image}
 
 

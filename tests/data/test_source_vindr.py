@@ -25,7 +25,7 @@ from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 50, 2, 96
-TRUTH = {layout.name(s): s for s in sample_studies(STUDIES, SEED) if layout.frontal(s)}
+TRUTH = {layout.name(s): s for s in sample_studies(STUDIES, SEED) if s.frontal}
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_prepared_pictures_and_boxes(raw, tmp_path):
     labels = Counter()
     for row, image in enumerate(store.images.itertuples()):
         study = TRUTH[image.image_id]
-        truth = draw(Job(raw, SIZE, False, 95), layout.frontal(study))
+        truth = draw(Job(raw, SIZE, False, 95), study.frontal)
         height, width = truth.picture.shape
         assert (image.width, image.height) == (width, height)
         scale = 64 / max(height, width)
@@ -159,7 +159,7 @@ def test_dicom_are_of_both_kinds(raw):
         assert (file.BitsAllocated, file.BitsStored, file.HighBit) == (16, 12, 11)
         assert not [e for e in file.iterall() if e.VR in ("DA", "TM", "DT")]
         tags[file.PhotometricInterpretation, "WindowCenter" in file] += 1
-        truth = draw(Job(raw, SIZE, False, 95), layout.frontal(TRUTH[path.stem])).picture.astype(float)
+        truth = draw(Job(raw, SIZE, False, 95), TRUTH[path.stem].frontal).picture.astype(float)
         # the window holds all twelve bits; without one the picture's own range is stretched
         truth = truth if "WindowCenter" in file else (truth - truth.min()) / np.ptp(truth) * 255
         assert np.abs(read_gray(path, 64)[0] - truth).max() <= 2

@@ -130,6 +130,11 @@ class SyntheticStudy:
     age: int
     when: tuple[str, str] = field(default=("21500101", "120000"))
 
+    @property
+    def frontal(self) -> SyntheticImage | None:
+        """The image that a data set of single frontal images has of the study."""
+        return next((image for image in self.images if image.view != "LATERAL"), None)
+
 
 def device_side(device: str, jitter: tuple[float, ...]) -> str:
     """Give the patient's side that a device enters from, or an empty text for those in the midline.

@@ -208,13 +208,13 @@ def _clipped(boxes: list[dict], offset: tuple[int, int], scale: float, shape: tu
 
 def save_jpeg(path: Path, picture: NDArray[np.uint8], quality: int) -> None:
     """Write grey or colour (BGR) pixels."""
-    _save(path, cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
+    save(path, cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes())
 
 
 def save_png(path: Path, picture: NDArray) -> None:
     """Write grey pixels of 8 or 16 bits, or a mask as 0 and 255."""
     grey = picture.astype(np.uint8) * np.uint8(255) if picture.dtype == np.bool_ else picture
-    _save(path, cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
+    save(path, cv2.imencode(".png", grey, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes())
 
 
 #: Storage classes by modality.
@@ -257,7 +257,7 @@ def save_dicom(path: Path, picture: NDArray, *, encoding: str = "raw", quality: 
         _fill(file, picture, shown, encoding, quality)
         buffer = io.BytesIO()
         file.save_as(buffer, enforce_file_format=True)
-    _save(path, buffer.getvalue())
+    save(path, buffer.getvalue())
 
 
 def _fill(file: Any, picture: NDArray, shown: dict[str, Any], encoding: str, quality: int) -> None:
@@ -303,7 +303,8 @@ def _described(picture: NDArray) -> dict[str, Any]:
     )
 
 
-def _save(path: Path, content: bytes) -> None:
+def save(path: Path, content: bytes) -> None:
+    """Write a file, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
 

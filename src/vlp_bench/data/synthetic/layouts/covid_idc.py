@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp_bench.data.synthetic.layouts.shenzhen import save
 from vlp_bench.data.synthetic.world import SyntheticImage, SyntheticStudy
-from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_jpeg, save_png, write_table
+from vlp_bench.data.synthetic.writing import Job, Rows, draw, save, save_jpeg, save_png, write_table
 
 #: What the findings of the world are called here; of several, the first.
 FINDINGS = {

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 
-from vlp_bench.data.synthetic.layouts.shenzhen import frontal
 from vlp_bench.data.synthetic.world import SyntheticStudy
 from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_jpeg, save_png
 
@@ -14,7 +13,7 @@ COVID, PNEUMONIA = "Lung Opacity", "Consolidation"
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     rng = np.random.default_rng([image.seed, 5])

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from vlp_bench.data.synthetic.layouts.shenzhen import finding, frontal, name, save, split_lungs
+from vlp_bench.data.synthetic.layouts.shenzhen import finding, name, split_lungs
 from vlp_bench.data.synthetic.world import SyntheticStudy
-from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_png
+from vlp_bench.data.synthetic.writing import Job, Rows, draw, save, save_png
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     stem, drawn = name(study, "MCUCXR"), draw(job, image)

@@ -6,9 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from vlp_bench.data.synthetic.layouts.shenzhen import frontal, save
 from vlp_bench.data.synthetic.world import SyntheticStudy
-from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_png
+from vlp_bench.data.synthetic.writing import Job, Rows, draw, save, save_png
 
 SIDE = 1024
 NAMES = {
@@ -33,7 +32,7 @@ BOXES = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     rng = np.random.default_rng([image.seed, 7])

@@ -5,7 +5,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from vlp_bench.data.synthetic.layouts.shenzhen import frontal
 from vlp_bench.data.synthetic.world import SyntheticStudy
 from vlp_bench.data.synthetic.writing import Drawn, Job, Rows, draw, save_jpeg
 
@@ -14,7 +13,7 @@ _PARTS = {"train": "train", "validate": "dev", "test": "test"}
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     part, drawn = _PARTS[study.split], draw(job, image)

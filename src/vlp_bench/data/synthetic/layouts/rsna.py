@@ -16,7 +16,7 @@ OPACITIES = ("Consolidation", "Lung Opacity")
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
     """Write the first frontal image of a study; give one row a box, or one without any."""
-    image = next((i for i in study.images if i.view != "LATERAL"), None)
+    image = study.frontal
     if image is None:
         return {}
     name = image_name(image)

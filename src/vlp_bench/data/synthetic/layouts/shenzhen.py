@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlp_bench.data.synthetic.world import SyntheticImage, SyntheticStudy
-from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_png
+from vlp_bench.data.synthetic.world import SyntheticStudy
+from vlp_bench.data.synthetic.writing import Job, Rows, draw, save, save_png
 
 #: What stands for tuberculosis in a world that has none.
 SIGNS = ("Consolidation", "Lung Lesion", "Lung Opacity")
@@ -16,7 +16,7 @@ _SEXES = {"M": ("male", "Male", "male"), "F": ("female", "Female,", "femal")}
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     rng = np.random.default_rng([image.seed, 4])
@@ -33,11 +33,6 @@ def write_study(job: Job, study: SyntheticStudy) -> Rows:
     return {}
 
 
-def frontal(study: SyntheticStudy) -> SyntheticImage | None:
-    """The image of a study that a data set of single frontal images has."""
-    return next((i for i in study.images if i.view != "LATERAL"), None)
-
-
 def name(study: SyntheticStudy, prefix: str) -> str:
     """A file name of the set; seven digits, for the real four would not tell the studies apart."""
     return f"{prefix}_{study.study_id[1:]}_{int(infected(study))}"
@@ -52,11 +47,6 @@ def finding(study: SyntheticStudy) -> str:
     """The note of a radiologist."""
     seen = [f for f in study.findings if f.name in SIGNS]
     return "\n".join(f"{f.side} {f.zone} {f.name.lower()}, PTB".strip() for f in seen) or "normal"
-
-
-def save(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
 
 
 def split_lungs(lungs: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:

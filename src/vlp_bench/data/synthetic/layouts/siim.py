@@ -17,7 +17,7 @@ SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
     """Write the first frontal image of a study; give a row of runs for each region, or -1."""
-    image = next((i for i in study.images if i.view != "LATERAL"), None)
+    image = study.frontal
     if image is None:
         return {}
     part = "test" if study.split == "test" else "train"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_bench.data.synthetic.layouts.shenzhen import frontal
 from vlp_bench.data.synthetic.world import SyntheticStudy
 from vlp_bench.data.synthetic.writing import Job, Rows, draw, save_dicom, write_table
 
@@ -35,7 +34,7 @@ SEES = 0.8  # chance that the second and the third radiologist name what the fir
 
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
-    image = frontal(study)
+    image = study.frontal
     if image is None:
         return {}
     rng = np.random.default_rng([image.seed, 8])

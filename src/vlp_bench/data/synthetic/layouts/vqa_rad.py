@@ -15,7 +15,7 @@ ABOUT = {"closed": "PRES", "laterality": "POS", "open": "ABN"}
 
 def write_study(job: Job, study: SyntheticStudy) -> Rows:
     """Write the first frontal image of a study; give a row for each question, and some a second time in other words."""
-    image = next((i for i in study.images if i.view != "LATERAL"), None)
+    image = study.frontal
     if image is None:
         return {"questions": []}
     rng = np.random.default_rng([image.seed, 6])
