@@ -40,6 +40,22 @@ def raw_folder(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def raw(request, tmp_path_factory) -> Path:
+    """The raw layout that a file `test_source_NAME` is about, of its STUDIES, SEED and SIZE."""
+    module = request.module
+    name = module.__name__.rpartition("test_source_")[2]
+    path = tmp_path_factory.mktemp(name) / "raw"
+    write_raw(name, path, studies=module.STUDIES, seed=module.SEED, size=module.SIZE)
+    return path
+
+
+@pytest.fixture
+def copy(raw, tmp_path) -> Path:
+    """One that a test may damage; its path has a space and umlauts."""
+    return Path(shutil.copytree(raw, tmp_path / "raw dätä"))
+
+
 @pytest.fixture
 def mimic_copy(raw_mimic, tmp_path) -> Path:
     """A raw MIMIC-CXR that a test may damage; its path has a space and an umlaut."""

@@ -10,19 +10,12 @@ import pytest
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import covid_idc
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import covid_idc as layout
 from vlp_bench.errors import UserError
 
-STUDIES, SEED = 40, 1
+STUDIES, SEED, SIZE = 40, 1, 64
 TRUTH = {i.image_id: (s, i) for s in sample_studies(STUDIES, SEED) for i in s.images}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "covid_idc"
-    write_raw("covid_idc", path, studies=STUDIES, seed=SEED, size=64)
-    return path
 
 
 @pytest.fixture(scope="module")

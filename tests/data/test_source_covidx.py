@@ -10,24 +10,12 @@ from vlp_bench.data.divisions import leaks
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import covidx
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import covidx as layout
 from vlp_bench.errors import UserError
 
-STUDIES, SEED = 60, 1
+STUDIES, SEED, SIZE = 60, 1, 64
 TRUTH = {s.study_id: s for s in sample_studies(STUDIES, SEED) if s.frontal}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "covidx"
-    write_raw("covidx", path, studies=STUDIES, seed=SEED, size=64)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 @pytest.fixture

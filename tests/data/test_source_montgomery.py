@@ -11,25 +11,13 @@ from PIL import Image
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import montgomery
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import shenzhen as layout
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 16, 1, 64
 TRUTH = {layout.name(s, "MCUCXR"): s for s in sample_studies(STUDIES, SEED)}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "montgomery"
-    write_raw("montgomery", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 def build(raw: Path, out: Path) -> PreparedData:

@@ -14,7 +14,7 @@ from vlp_bench.data.divisions import by_hash, leaks
 from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import nih
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import nih as layout
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
@@ -27,18 +27,6 @@ OLD = (
     "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,"
     "OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
 )
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "nih"
-    write_raw("nih", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 @pytest.fixture

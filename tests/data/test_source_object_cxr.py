@@ -17,25 +17,13 @@ from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import object_cxr
 from vlp_bench.data.sources.object_cxr import LABEL, Row, _shapes
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import object_cxr as layout
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 40, 2, 96
 TRUTH = {s.study_id[1:]: s for s in sample_studies(STUDIES, SEED) if s.frontal}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "object_cxr"
-    write_raw("object_cxr", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 @pytest.fixture

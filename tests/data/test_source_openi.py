@@ -19,25 +19,15 @@ from vlp_bench.data.sources import openi
 from vlp_bench.data.sources.openi import TAGS, labels, read
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import FRONTAL
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.errors import UserError
+
+STUDIES, SEED, SIZE = 40, 1, 64
 
 
 @pytest.fixture(scope="module")
 def world():
-    return {f"CXR{int(s.study_id)}": s for s in sample_studies(40, 1)}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("openi") / "NLMCXR"
-    write_raw("openi", path, studies=40, seed=1, size=64)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw dätä"))
+    return {f"CXR{int(s.study_id)}": s for s in sample_studies(STUDIES, SEED)}
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import rsna
 from vlp_bench.data.sources.rsna import CLASSES, read
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts.rsna import OPACITIES, image_name
 from vlp_bench.data.synthetic.writing import Job, draw, save_png
 from vlp_bench.errors import UserError
@@ -32,20 +32,8 @@ def world():
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("rsna") / "raw"
-    write_raw("rsna", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture(scope="module")
 def source(raw):
     return read(raw)
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "dätä rsna"))
 
 
 def edit(path: Path, change) -> None:

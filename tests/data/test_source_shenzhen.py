@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,25 +15,13 @@ from vlp_bench.data.prepare import Plan, index_hash, prepare
 from vlp_bench.data.sources import shenzhen
 from vlp_bench.data.sources._nlm import Reading, parse_reading
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import shenzhen as layout
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 24, 1, 64
 TRUTH = {layout.name(s, "CHNCXR"): s for s in sample_studies(STUDIES, SEED)}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "shenzhen"
-    write_raw("shenzhen", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 @pytest.fixture(scope="module")

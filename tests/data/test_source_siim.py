@@ -21,7 +21,7 @@ from vlp_bench.data.sources import siim
 from vlp_bench.data.sources.siim import read
 from vlp_bench.data.store import PreparedData
 from vlp_bench.data.study import ImageRef
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts.siim import PNG, image_uid, runs
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
@@ -34,18 +34,6 @@ def world():
     """Frontal images by their ids, with their studies."""
     found = [(s, s.frontal) for s in sample_studies(STUDIES, SEED)]
     return {image_uid(image): (study, image) for study, image in found if image}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("siim") / "raw"
-    write_raw("siim", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "dätä siim"))
 
 
 @pytest.fixture(scope="module")

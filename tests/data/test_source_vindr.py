@@ -19,25 +19,13 @@ from vlp_bench.data.prepare import Plan, prepare
 from vlp_bench.data.sources import vindr
 from vlp_bench.data.sources.vindr import CORNERS, NO_FINDING, fused, overlap
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.data.synthetic.layouts import vindr as layout
 from vlp_bench.data.synthetic.writing import Job, draw
 from vlp_bench.errors import UserError
 
 STUDIES, SEED, SIZE = 50, 2, 96
 TRUTH = {layout.name(s): s for s in sample_studies(STUDIES, SEED) if s.frontal}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("raw") / "vindr"
-    write_raw("vindr", path, studies=STUDIES, seed=SEED, size=SIZE)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw"))
 
 
 @pytest.fixture

@@ -11,25 +11,15 @@ from vlp_bench.data.divisions import leaks
 from vlp_bench.data.prepare import Plan, index_hash, prepare
 from vlp_bench.data.sources.vqa_rad import FILE, read
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.synthetic import sample_studies, write_raw
+from vlp_bench.data.synthetic import sample_studies
 from vlp_bench.errors import UserError
+
+STUDIES, SEED, SIZE = 60, 1, 64
 
 
 @pytest.fixture(scope="module")
 def world():
-    return {f"synpic{int(s.study_id)}": s for s in sample_studies(60, 1)}
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("vqa") / "VQA_RAD"
-    write_raw("vqa_rad", path, studies=60, seed=1, size=64)
-    return path
-
-
-@pytest.fixture
-def copy(raw, tmp_path) -> Path:
-    return Path(shutil.copytree(raw, tmp_path / "raw dätä"))
+    return {f"synpic{int(s.study_id)}": s for s in sample_studies(STUDIES, SEED)}
 
 
 def rows_of(raw: Path) -> list[dict]:
