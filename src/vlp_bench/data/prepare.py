@@ -33,6 +33,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from vlp_bench.data.decode import WINDOWS, read_gray, read_mask, reason
@@ -200,9 +201,8 @@ def _write_index(source: Source, out: Path, shards: int) -> dict[str, Any]:
     images = []
     for path in files["images"]:
         table = read_arrow(path)
-        masks = [sorted({m["label"] for m in row or ()}) for row in table.column("masks").to_pylist()]
-        table = table.drop(["pixels", "masks"]).append_column("mask_labels", pa.array(masks, pa.list_(pa.string())))
-        images.append(table)
+        named = pa.array(_mask_labels(table.column("masks")), pa.list_(pa.string()))
+        images.append(table.drop(["pixels", "masks"]).append_column("mask_labels", named))
     index = pa.concat_tables(images)
     ids = index.column("image_id").to_pylist()
     said = {}
@@ -215,6 +215,18 @@ def _write_index(source: Source, out: Path, shards: int) -> dict[str, Any]:
     _write_arrow(out / "images.arrow", index)
     _write_arrow(out / "studies.arrow", pa.concat_tables(map(read_arrow, files["studies"])))
     return said
+
+
+def _mask_labels(column: pa.ChunkedArray) -> list[list[str]]:
+    """What each image has masks of; no mask is read for it."""
+    found: list[set[str]] = [set() for _ in range(len(column))]
+    start = 0
+    for chunk in column.chunks:
+        names = pc.struct_field(pc.list_flatten(chunk), "label").to_pylist()
+        for parent, name in zip(pc.list_parent_indices(chunk).to_pylist(), names, strict=True):
+            found[start + parent].add(name)
+        start += len(chunk)
+    return [sorted(names) for names in found]
 
 
 def _check_space(source: Source, out: Path, plan: Plan) -> None:
