@@ -168,7 +168,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed build left half-written."""
-    for left in (*out.glob(".*.json.*"), *(out / "shards").glob(".*")):
+    for left in (*out.glob(".*.json.*"), *out.glob(".*.arrow.*"), *(out / "shards").glob(".*")):
         left.unlink(missing_ok=True)
 
 
