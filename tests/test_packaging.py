@@ -25,6 +25,8 @@ def test_the_wheel_carries_what_the_tree_has(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for path in sorted((ROOT / "conf").rglob("*.yaml")):
         assert f"vlp_bench/conf/{path.relative_to(ROOT / 'conf')}" in names
+    for path in sorted((ROOT / "docs" / "datasets").glob("*.yaml")):
+        assert f"vlp_bench/datasets/{path.name}" in names
     for path in sorted((ROOT / "src" / "vlp_bench").rglob("*")):
         if path.is_file() and "__pycache__" not in path.parts:
             assert str(path.relative_to(ROOT / "src")) in names
@@ -56,5 +58,6 @@ def test_the_wheel_works_from_elsewhere(wheel, tmp_path):
         return done.stdout
 
     assert "mgca" in run("config", "list")
+    assert "object_cxr" in run("doctor")
     run("pretrain", "trainer=smoke")
     assert list(tmp_path.glob("runs/pretrain/mgca-*/bundle/bundle.json"))
