@@ -149,7 +149,6 @@ class PreparedData:
                 f"{self.path} has no split {self.split}. It has: "
                 f"{', '.join(self.manifest['divisions']) or 'only its own, which split=null takes'}."
             )
-
         leaking = self.manifest["divisions"][self.split]["leaks"] if self.split else {}
         if leaking:
             found = " and ".join(f"{number} {kind}" for kind, number in leaking.items())
