@@ -65,6 +65,17 @@ def test_the_version_that_fits_best_comes_first(known, tmp_path):
     assert (file.state, file.said) == ("other", "3 rows, its hash is not the published one")
 
 
+def test_hashes_that_came_with_the_download(known, tmp_path):
+    (tmp_path / "old.csv").write_text("a\n1\n2\n")
+    lines = ["", f"{hashlib.sha256(b'other').hexdigest()}  old.csv", f"{'0' * 64} *x/1.png"]
+    (tmp_path / "SHA256SUMS.txt").write_text("\n".join(lines))
+    assert versions("any", tmp_path)["1"][0].said == "2 rows, its hash is not the published one"
+    (tmp_path / "SHA256SUMS.txt").write_text(f"{hashlib.sha256(b'a' + b'\n1\n2\n').hexdigest()}  old.csv\n")
+    assert versions("any", tmp_path)["1"][0] == Found(
+        "old.csv", "as published", "2 rows, its hash is the published one"
+    )
+
+
 def test_rows_of_every_kind_of_file(tmp_path):
     pd.DataFrame({"a": [1, 2], "b": ["x\ny", "z"]}).to_csv(tmp_path / "a.csv.gz", index=False)
     (tmp_path / "list.txt").write_text("a 0\n\nb 1\n")
