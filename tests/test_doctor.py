@@ -66,11 +66,12 @@ def test_the_version_that_fits_best_comes_first(known, tmp_path):
 
 
 def test_hashes_that_came_with_the_download(known, tmp_path):
-    (tmp_path / "old.csv").write_text("a\n1\n2\n")
-    lines = ["", f"{hashlib.sha256(b'other').hexdigest()}  old.csv", f"{'0' * 64} *x/1.png"]
-    (tmp_path / "SHA256SUMS.txt").write_text("\n".join(lines))
+    content = b"a\n1\n2\n"
+    (tmp_path / "old.csv").write_bytes(content)
+    sums = tmp_path / "SHA256SUMS.txt"
+    sums.write_text(f"\n{'0' * 64}  old.csv\n{'1' * 64} *x/1.png\n")
     assert versions("any", tmp_path)["1"][0].said == "2 rows, its hash is not the published one"
-    (tmp_path / "SHA256SUMS.txt").write_text(f"{hashlib.sha256(b'a' + b'\n1\n2\n').hexdigest()}  old.csv\n")
+    sums.write_text(f"{hashlib.sha256(content).hexdigest()}  old.csv\n")
     assert versions("any", tmp_path)["1"][0] == Found(
         "old.csv", "as published", "2 rows, its hash is the published one"
     )
