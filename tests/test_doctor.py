@@ -146,3 +146,23 @@ def test_planted_copies_in_prepared_data(doctor, tmp_path):
     assert found["across_splits"] == 1
     assert len(pd.read_csv(out / "audit_copies.csv")) == 1
     assert "across" not in doctor("data=folder", f"data.dir={out}")
+
+
+def test_what_is_known_of_shared_images():
+    assert overlap("nih", "rsna").startswith("rsna is a part of nih")
+    assert overlap("siim", "nih").startswith("siim is a part of nih")
+    assert overlap("rsna", "siim") == "both are parts of nih"
+    assert overlap("mimic_cxr", "nih") == ""
+
+
+def test_an_encoder_that_saw_the_test_images_is_marked(tmp_path, monkeypatch):
+    """Pre-trained on one data set, tested on a part of it; what the user declares counts as well."""
+    monkeypatch.chdir(tmp_path)
+    common = ["trainer=smoke", "vision=tiny", "paths.cache=cache", "paths.output_root=runs"]
+    write_raw("rsna", tmp_path / "rsna", studies=120, seed=3, size=64)
+    run = ["evaluate", "backbone=random", "target=rsna", "target.raw_dir=rsna", "adaptation=probe_cached", *common]
+    assert run_cli(*run) == 0
+    assert run_cli(*run, "exposure=[nih]", "seed=1") == 0
+    found = [json.loads(p.read_text())["provenance"]["exposure"] for p in tmp_path.glob("runs/evaluate/*/result.json")]
+    assert sorted(map(len, found)) == [0, 1]
+    assert max(found)[0].startswith("pre-trained on nih: rsna is a part of nih")
