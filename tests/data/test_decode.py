@@ -216,6 +216,26 @@ def test_jpeg_2000(dicom):
     assert close(dicom(DEEP, encoding="jpeg2000", BitsStored=12, HighBit=11), linear(DEEP, 0, 4095), 0)
 
 
+@pytest.mark.parametrize("tags", [{}, {"WindowCenter": 2000, "WindowWidth": 3000}, {"RescaleIntercept": -1024}])
+def test_jpeg_2000_is_decoded_at_the_scale_that_is_wanted(tmp_path, tags):
+    pytest.importorskip("openjpeg")
+    ys, xs = np.mgrid[:512, :400]
+    picture = (2000 + 1200 * np.sin(xs / 40) + 800 * np.cos(ys / 55)).astype(np.uint16)
+    path = tmp_path / "x.dcm"
+    for photometric in ("MONOCHROME2", "MONOCHROME1"):
+        shown = {"BitsStored": 12, "HighBit": 11, "PhotometricInterpretation": photometric} | tags
+        save_dicom(path, picture, encoding="jpeg2000", **shown)
+        small, size = read_gray(path, 64)
+        whole, _ = read_gray(path, 4096)
+        assert size == (400, 512)
+        assert small.shape == (128, 100)
+        assert whole.shape == (512, 400)
+        apart = to_square(small, 64)[0].astype(int) - to_square(whole, 64)[0]
+        assert np.abs(apart).mean() < 2
+        # the extremes of the whole picture count
+        assert read_gray(path, 64, "minmax")[0].shape == (512, 400)
+
+
 def test_palette(dicom):
     entries = np.arange(256, dtype=np.uint16) * 257
     tables = {f"{c}PaletteColorLookupTableDescriptor": [256, 0, 16] for c in ("Red", "Green", "Blue")}

@@ -20,7 +20,8 @@ def read_gray(path: Path, size: int, window: str = "voi") -> tuple[np.ndarray, t
 
     Args:
         path: any image file, or DICOM.
-        size: what the picture is wanted for: a JPEG is decoded at the smallest scale whose sides still cover it.
+        size: what the picture is wanted for: a JPEG is decoded at the smallest scale whose sides still cover it, as is
+            JPEG 2000 in DICOM.
         window: how more than eight bits become eight: `voi` (the window that the DICOM file names, from black to
             white; without one, eight bits stay as they are and more are as `minmax`), `minmax` (from the least to the
             greatest value of the picture) or `max` (from 0 to the greatest; MGCA, which does so to eight bits, too).
@@ -120,19 +121,26 @@ def _complete(file: Any) -> None:
 def _frame(file: Any, size: int, window: str) -> tuple[np.ndarray, tuple[int, int]]:
     """The first frame, uint8 grey, and its width and height in the file."""
     from pydicom.pixels import apply_color_lut, pixel_array
-    from pydicom.uid import JPEGBaseline8Bit
+    from pydicom.uid import JPEG2000, JPEG2000Lossless, JPEGBaseline8Bit
 
+    syntax = file.file_meta.TransferSyntaxUID
     plain = not (file.get("ModalityLUTSequence") or _windowed(file))
     plain &= (float(file.get("RescaleSlope") or 1), float(file.get("RescaleIntercept") or 0)) == (1, 0)
     # eight bits that nothing maps stay as they are
     plain &= window == "voi" and file.BitsAllocated == 8 and file.SamplesPerPixel == 1
-    if plain and file.file_meta.TransferSyntaxUID == JPEGBaseline8Bit:
+    # the extremes of a whole picture are not those of a reduced one
+    unsigned = window == "voi" and file.SamplesPerPixel == 1 and not file.PixelRepresentation
+    if plain and syntax == JPEGBaseline8Bit:
         gray, size_in_file = _jpeg(file, size)
     else:
-        values = pixel_array(file, index=0)
+        reduces = unsigned and syntax in (JPEG2000, JPEG2000Lossless)
+        values = _jpeg2000(file, size) if reduces and file.PhotometricInterpretation != "PALETTE COLOR" else None
+        size_in_file = (file.Columns, file.Rows)
+        if values is None:
+            values = pixel_array(file, index=0)
+            size_in_file = (values.shape[1], values.shape[0])
         if file.PhotometricInterpretation == "PALETTE COLOR":
             values = apply_color_lut(values, file)
-        size_in_file = (values.shape[1], values.shape[0])
         if values.ndim == 3:
             colourless = cv2.cvtColor(np.ascontiguousarray(values), cv2.COLOR_RGB2GRAY)
             return (colourless if colourless.dtype == np.uint8 else _eight_bits(colourless, "minmax")), size_in_file
@@ -146,13 +154,36 @@ def _windowed(file: Any) -> bool:
     return bool(file.get("VOILUTSequence")) or (center is not None and float(width or 0) >= 1)
 
 
-def _jpeg(file: Any, size: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """A frame of eight bits at the smallest scale of its JPEG whose sides still cover what is wanted."""
+def _frame_bytes(file: Any) -> bytes:
     from pydicom.encaps import get_frame
 
-    with Image.open(
-        io.BytesIO(get_frame(file.PixelData, 0, number_of_frames=file.get("NumberOfFrames") or 1))
-    ) as image:
+    return bytes(get_frame(file.PixelData, 0, number_of_frames=file.get("NumberOfFrames") or 1))
+
+
+def _jpeg2000(file: Any, size: int) -> np.ndarray | None:
+    """The stored values of a frame at the smallest scale, down to an eighth, whose sides still cover what is wanted.
+
+    None where Pillow cannot read it so: some streams are cut short where only their finest level suffers.
+    """
+    frame = _frame_bytes(file)
+    # the component's size stands in the marker SIZ
+    start = frame.find(b"\xff\x4f\xff\x51")
+    bits = (frame[start + 42] & 0x7F) + 1 if 0 <= start < len(frame) - 42 else 0
+    try:
+        with Image.open(io.BytesIO(frame)) as image:
+            if image.size != (file.Columns, file.Rows):
+                return None
+            image.reduce = int(np.clip(np.log2(min(image.size) / size), 0, 3))  # type: ignore[assignment, method-assign]
+            values = np.asarray(image)
+    except (OSError, ValueError):
+        return None
+    # Pillow fills sixteen bits
+    return values >> (16 - bits) if values.dtype == np.uint16 else values
+
+
+def _jpeg(file: Any, size: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """A frame of eight bits at the smallest scale of its JPEG whose sides still cover what is wanted."""
+    with Image.open(io.BytesIO(_frame_bytes(file))) as image:
         if image.size != (file.Columns, file.Rows):
             raise ValueError(f"a JPEG of {image.size} in a DICOM of {(file.Columns, file.Rows)}")
         image.draft("L", (size, size))
