@@ -119,6 +119,17 @@ RULES: dict[str, Callable[[np.ndarray, int], Geometry]] = {
 }
 
 
+def known_rule(name: str) -> Callable[[np.ndarray, int], Geometry]:
+    """The rule of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RULES:
+        raise UserError(f"data.image_rule={name}: expected one of {', '.join(RULES)}.")
+    return RULES[name]
+
+
 def to_square(gray: np.ndarray, size: int, rule: str = "resize_and_pad") -> tuple[np.ndarray, Geometry]:
     """An image in its stored square.
 
@@ -133,9 +144,7 @@ def to_square(gray: np.ndarray, size: int, rule: str = "resize_and_pad") -> tupl
     Raises:
         UserError: an unknown rule.
     """
-    if rule not in RULES:
-        raise UserError(f"data.image_rule={rule}: expected one of {', '.join(RULES)}.")
-    geometry = RULES[rule](gray, size)
+    geometry = known_rule(rule)(gray, size)
     return geometry.picture(gray, size), geometry
 
 

@@ -38,7 +38,7 @@ from PIL import Image
 
 from vlp_bench.data.decode import WINDOWS, read_gray, read_mask, reason
 from vlp_bench.data.divisions import leaks
-from vlp_bench.data.images import RULES, Geometry, to_square
+from vlp_bench.data.images import Geometry, known_rule, to_square
 from vlp_bench.data.reports import conclusion, last_section, sections
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
@@ -71,8 +71,7 @@ class Plan:
     window: str = "voi"
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise UserError(f"data.image_rule={self.rule}: expected one of {', '.join(RULES)}.")
+        known_rule(self.rule)
         if self.window not in WINDOWS:
             raise UserError(f"data.window={self.window}: expected one of {', '.join(WINDOWS)}.")
 
@@ -107,7 +106,6 @@ def prepare(
     if split:
         source = _only(source, split)
     _check(source)
-    parts = [[d.name, sorted(d.parts.items())] for d in source.divisions]
     identity = {
         "version": VERSION,
         "source": source.name,
@@ -142,7 +140,7 @@ def prepare(
             "shards": len(done),
             "shard_images": [s["images"] for s in done],
             "fingerprint": digest(
-                [VERSION, identity["plan"], source.labels, [s["hash"] for s in done], split, parts], 16
+                [VERSION, identity["plan"], source.labels, [s["hash"] for s in done], split, _parts(source)], 16
             ),
         }
         write_json(out / "manifest.json", manifest)
@@ -243,13 +241,16 @@ def _check_space(source: Source, out: Path, plan: Plan) -> None:
 
 def index_hash(source: Source) -> str:
     """Changes with anything that the reader found: ids, paths, splits, texts, views, labels, boxes, masks."""
-    divisions = [[d.name, sorted(d.parts.items())] for d in source.divisions]
-    content = hashlib.sha256(json.dumps([source.name, source.labels, divisions]).encode())
+    content = hashlib.sha256(json.dumps([source.name, source.labels, _parts(source)]).encode())
     for s in source.studies:
         images = [[i.image_id, i.path, i.view, i.labels, i.boxes, i.masks, i.extra] for i in s.images]
         row = [s.study_id, s.patient_id, s.split, s.report_path, s.text, s.conclusion, s.labels, images]
         content.update(json.dumps(row, sort_keys=True, default=dict).encode())
     return content.hexdigest()[:16]
+
+
+def _parts(source: Source) -> list[list[Any]]:
+    return [[d.name, sorted(d.parts.items())] for d in source.divisions]
 
 
 class _Guard:

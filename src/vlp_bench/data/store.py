@@ -245,10 +245,15 @@ class PreparedData:
         """One row a study: ids, split, report sections. By a division, a study lies where its images lie."""
         if not self.split:
             return self._studies
-        joined = self.images.groupby("study")["split"].agg(
-            lambda s: " ".join(sorted({p for x in s for p in x.split()}))
+        found = self.images[["study", "split"]].drop_duplicates()
+        several = found["study"].duplicated(keep=False)
+        # as a rule the images of a study lie together
+        joined = found[~several].set_index("study")["split"]
+        mixed = (
+            found[several].groupby("study")["split"].agg(lambda parts: " ".join(sorted(set(" ".join(parts).split()))))
         )
-        return self._studies.assign(split=joined.reindex(range(len(self._studies)), fill_value="").to_numpy())
+        where = pd.concat([joined, mixed]).reindex(range(len(self._studies)), fill_value="")
+        return self._studies.assign(split=where.to_numpy())
 
     def in_split(self, part: str) -> np.ndarray:
         """Images of train, val or test, bool (images,); an image may lie in several parts of a published division."""

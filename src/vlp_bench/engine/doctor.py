@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -16,7 +16,7 @@ from vlp_bench.data.decode import read_gray, reason
 from vlp_bench.data.images import to_square
 from vlp_bench.data.prepare import Plan
 from vlp_bench.data.store import PreparedData
-from vlp_bench.data.study import SPLITS, Source
+from vlp_bench.data.study import SPLITS, ImageRef, Source
 from vlp_bench.engine.data import processes, read, ready
 from vlp_bench.engine.progress import console, duration
 from vlp_bench.engine.provenance import versions as installed
@@ -138,7 +138,7 @@ def _understood(cfg: DictConfig, source: Source) -> Iterator[str]:
     for kind, number in Counter(p.kind for p in source.problems).items():
         first = next(p for p in source.problems if p.kind == kind)
         yield f"  {number:,} x {kind}: {first.reason} ({first.where}{', ...' if number > 1 else ''})"
-    yield from _projected(cfg, source)
+    yield from _projected(cfg, source.root, images)
 
 
 def _anew(origin: str, said: str) -> str:
@@ -149,15 +149,14 @@ def _in_order(parts: Mapping[str, int]) -> str:
     return ", ".join(f"{part} {parts[part]:,}" for part in SPLITS if part in parts)
 
 
-def _projected(cfg: DictConfig, source: Source) -> Iterator[str]:
+def _projected(cfg: DictConfig, root: Path, images: Sequence[ImageRef]) -> Iterator[str]:
     """How long preparation will take here, from a few images spread over the data."""
-    images = [i for s in source.studies for i in s.images]
     plan = Plan(int(cfg.data.store_size or 256), cfg.data.image_rule, cfg.data.window)
     seconds, broken = [], []
     for image in images[:: max(len(images) // SAMPLE, 1)][:SAMPLE]:
         start = time.perf_counter()
         try:
-            gray, _ = read_gray(source.root / image.path, plan.size, plan.window)
+            gray, _ = read_gray(root / image.path, plan.size, plan.window)
             to_square(gray, plan.size, plan.rule)
         except Exception as error:
             broken.append(f"{image.path}: {reason(error)}")

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlp_bench.data.divisions import by_hash
 from vlp_bench.data.sources import _lists
-from vlp_bench.data.sources._tables import find, images, table
+from vlp_bench.data.sources._tables import find, find_below, images, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -83,7 +83,7 @@ def read_set(
 
 def _readings(raw_dir: Path, name: str, ids: list[str], problems: list[Problem]) -> dict[str, Reading]:
     """Readings by image id: a text file for each image, or a csv for all."""
-    folder = find(raw_dir, "ClinicalReadings", "*/ClinicalReadings", "*/*/ClinicalReadings")
+    folder = find_below(raw_dir, "ClinicalReadings")
     listed = find(raw_dir, f"{name}_metadata.csv", f"*/{name}_metadata.csv")
     found: dict[str, Reading] = {}
     if folder is not None:

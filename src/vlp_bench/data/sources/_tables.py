@@ -2,6 +2,7 @@
 
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +43,11 @@ def table(path: Path, columns: list[str], origin: str) -> pd.DataFrame:
 def find(raw_dir: Path, *patterns: str) -> Path | None:
     """The first file or folder that fits one of the glob patterns; of several, the first by name."""
     return next((path for pattern in patterns for path in sorted(raw_dir.glob(pattern))), None)
+
+
+def find_below(raw_dir: Path, *names: str, ends: Sequence[str] = ("",)) -> Path | None:
+    """The first file or folder of one of the names, with one of the ends, here or up to two folders below."""
+    return find(raw_dir, *(f"{deep}{name}{end}" for name in names for deep in ("", "*/", "*/*/") for end in ends))
 
 
 def images(raw_dir: Path, *folders: str) -> dict[str, str]:

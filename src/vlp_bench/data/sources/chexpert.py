@@ -24,7 +24,7 @@ import pandas as pd
 from vlp_bench.data.divisions import by_hash, parts, sampled
 from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._five import EACH, FIVE, MORE, exclusive
-from vlp_bench.data.sources._tables import find, table
+from vlp_bench.data.sources._tables import find_below, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -127,8 +127,7 @@ def _table(path: Path, part: str) -> pd.DataFrame:
 
 def _released(raw_dir: Path, places: Mapping[tuple[str, str], str]) -> pd.DataFrame:
     """The released test set; its table names images (test_labels.csv) or studies (groundtruth.csv)."""
-    patterns = [f"{p}{n}.csv" for n in ("test_labels", "test", "groundtruth") for p in ("", "*/", "*/*/")]
-    path = find(raw_dir, *patterns)
+    path = find_below(raw_dir, "test_labels.csv", "test.csv", "groundtruth.csv")
     origin = "The released test set comes with CheXlocalize (Stanford AIMI); without it leave data.reader.test=valid."
     if path is None:
         raise UserError(f"No test_labels.csv nor groundtruth.csv in {raw_dir}. {origin}")
@@ -152,7 +151,7 @@ def _views(raw_dir: Path, study: str, places: Mapping[tuple[str, str], str]) -> 
 
 def _reports(raw_dir: Path, problems: list[Problem]) -> dict[str, str]:
     """The report of each study that CheXpert Plus has one of."""
-    path = find(raw_dir, *(f"{p}df_chexpert_plus*.csv*" for p in ("", "*/", "*/*/")))
+    path = find_below(raw_dir, "df_chexpert_plus*.csv*")
     if path is None:
         return {}
     columns = ["path_to_image", "section_findings", "section_impression"]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp_bench.data.sources import _nlm
-from vlp_bench.data.sources._tables import find, images
+from vlp_bench.data.sources._tables import find_below, images
 from vlp_bench.data.study import Source
 
 ORIGIN = "It is NLM's NLM-MontgomeryCXRSet.zip: data.raw_dir must be the folder that holds CXR_png."
@@ -44,5 +44,5 @@ def read(raw_dir: Path, lists: str | None = None) -> Source:
 
 
 def _folder(raw_dir: Path, name: str) -> dict[str, str]:
-    folder = find(raw_dir, name, f"*/{name}", f"*/*/{name}")
+    folder = find_below(raw_dir, name)
     return images(raw_dir, str(folder.relative_to(raw_dir))) if folder else {}

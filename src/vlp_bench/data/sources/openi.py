@@ -26,7 +26,7 @@ from pathlib import Path
 
 from vlp_bench.data.divisions import by_hash
 from vlp_bench.data.sources import _lists
-from vlp_bench.data.sources._tables import find, images, table
+from vlp_bench.data.sources._tables import find, find_below, images, table
 from vlp_bench.data.study import ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -137,7 +137,7 @@ def _numbered(uid: str) -> tuple[int, str]:
 
 
 def _views(raw_dir: Path) -> dict[str, str]:
-    path = find(raw_dir, *(f"{p}indiana_projections.csv" for p in ("", "*/", "*/*/")))
+    path = find_below(raw_dir, "indiana_projections.csv")
     if path is None:
         return {}
     rows = table(path, ["uid", "filename", "projection"], "It is part of Kaggle's copy of the collection.")
@@ -184,7 +184,7 @@ def _xml_files(raw_dir: Path) -> Iterator[tuple[str, bytes]]:
 
 def _table_reports(raw_dir: Path, views: Mapping[str, str]) -> Iterator[_Report]:
     """Kaggle's table; which images belong to a report their names say."""
-    path = find(raw_dir, *(f"{p}indiana_reports.csv" for p in ("", "*/", "*/*/")))
+    path = find_below(raw_dir, "indiana_reports.csv")
     if path is None:
         return
     rows = table(path, ["uid", "MeSH", *SECTIONS], "It is part of Kaggle's copy of the collection.")

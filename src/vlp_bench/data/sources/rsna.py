@@ -24,7 +24,7 @@ import pandas as pd
 from vlp_bench.data.divisions import by_hash, parts
 from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._recipes import enlarged, folds, held_out, stratified
-from vlp_bench.data.sources._tables import find, images, table
+from vlp_bench.data.sources._tables import find_below, images, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -82,9 +82,7 @@ def read(raw_dir: Path, lists: str | None = None, views: bool = False) -> Source
 
 def _find(raw_dir: Path, name: str) -> Path:
     """A table, or the place where it should be."""
-    return find(raw_dir, *(f"{deep}{name}{end}" for deep in ("", "*/", "*/*/") for end in ("", ".zip", ".gz"))) or (
-        raw_dir / name
-    )
+    return find_below(raw_dir, name, ends=("", ".zip", ".gz")) or raw_dir / name
 
 
 def _labels(raw_dir: Path, problems: list[Problem]) -> pd.DataFrame:
@@ -110,7 +108,7 @@ def _labels(raw_dir: Path, problems: list[Problem]) -> pd.DataFrame:
 
 
 def _files(raw_dir: Path) -> dict[str, str]:
-    folder = find(raw_dir, *(f"{deep}{FOLDER}" for deep in ("", "*/", "*/*/")))
+    folder = find_below(raw_dir, FOLDER)
     found = images(raw_dir, str(folder.relative_to(raw_dir)) if folder else "")
     if not found:
         raise UserError(f"No image under {raw_dir} (looked for {FOLDER}/*.dcm). {ORIGIN}")

@@ -23,7 +23,7 @@ import pandas as pd
 from vlp_bench.data.divisions import by_hash, parts
 from vlp_bench.data.sources import _lists
 from vlp_bench.data.sources._recipes import folds, held_out, stratified
-from vlp_bench.data.sources._tables import find, images, table
+from vlp_bench.data.sources._tables import find_below, images, table
 from vlp_bench.data.study import Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -55,7 +55,7 @@ def read(raw_dir: Path, release: str | None = None, lists: str | None = None) ->
     if release not in (None, *RELEASES):
         raise UserError(f"release={release}: expected one of {', '.join(RELEASES)}, or null.")
     problems: list[Problem] = []
-    home = _at(raw_dir, TABLES["train"])
+    home = find_below(raw_dir, TABLES["train"], ends=("", ".zip"))
     runs = _runs(raw_dir, problems)
     if release == "dicom" or (release is None and home is None):
         if runs is None:
@@ -68,10 +68,6 @@ def read(raw_dir: Path, release: str | None = None, lists: str | None = None) ->
     divisions = [*_by_name(refs), *_by_row(runs, {r.image_id for r in refs}), *_of_positives(refs)]
     divisions += [_lists.read(Path(lists), known)] if lists else []
     return Source("siim", raw_dir, tuple(_studies(refs)), (LABEL,), tuple(problems), tuple(divisions))
-
-
-def _at(raw_dir: Path, *names: str) -> Path | None:
-    return find(raw_dir, *(f"{deep}{n}{end}" for n in names for deep in ("", "*/", "*/*/") for end in ("", ".zip")))
 
 
 # PNG ------------------------------------------------------------------------------------------------------------------
@@ -110,7 +106,7 @@ def _png(raw_dir: Path, home: Path, problems: list[Problem]) -> Iterator[ImageRe
 
 def _runs(raw_dir: Path, problems: list[Problem]) -> pd.DataFrame | None:
     """The table of runs, as many rows and in the order of the csv, if it is there: `ImageId`, `EncodedPixels`."""
-    path = _at(raw_dir, *RUNS)
+    path = find_below(raw_dir, *RUNS, ends=("", ".zip"))
     if path is None:
         return None
     # the published header has a blank before EncodedPixels, which table() overlooks

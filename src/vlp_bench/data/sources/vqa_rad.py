@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from vlp_bench.data.divisions import by_hash
-from vlp_bench.data.sources._tables import find, images
+from vlp_bench.data.sources._tables import find_below, images
 from vlp_bench.data.study import SPLITS, Division, ImageRef, Problem, Source, Study
 from vlp_bench.errors import UserError
 
@@ -45,7 +45,7 @@ def read(raw_dir: Path, framed: bool = False) -> Source:
         UserError: no JSON, one that is no list of questions, or none of its images.
     """
     problems: list[Problem] = []
-    path = find(raw_dir, FILE, f"*/{FILE}", f"*/*/{FILE}")
+    path = find_below(raw_dir, FILE)
     if path is None:
         raise UserError(f"No '{FILE}' in {raw_dir}. {ORIGIN}")
     asked: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
