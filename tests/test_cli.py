@@ -1,5 +1,6 @@
 """The command line itself: what it prints without torch, and the configuration verbs."""
 
+import os
 import subprocess
 import sys
 
@@ -139,3 +140,13 @@ def test_a_run_is_named_after_what_it_is_not_where_it_is(tmp_path):
         (tmp_path / folder / "manifest.json").write_text(f'{{"fingerprint": "{content}"}}')
     a, b, c = (name("data=mimic_cxr", f"data.dir={tmp_path / x}") for x in "abc")
     assert a == b != c
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """`vlp-bench doctor data=NAME | head`: the pipe is closed while the output comes."""
+    here, there = os.pipe()
+    os.close(here)
+    command = [sys.executable, "-m", "vlp_bench", "doctor", "data=covidx"]
+    done = subprocess.run(command, stdout=there, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False)
+    os.close(there)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -98,12 +98,18 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     def task(cfg: DictConfig) -> Any:
         sys.argv[:] = whole
         try:
-            return getattr(import_module(module), name)(cfg)
+            result = getattr(import_module(module), name)(cfg)
+            sys.stdout.flush()
+            return result
         except (UserError, HydraException) as error:
             # kept for the end: Hydra would print a traceback, and a sweep would stop at its first failure
             if (known := _user_error(error)) is None:
                 raise
             failures.append(known)
+            return None
+        except BrokenPipeError:
+            # the reader of the output has seen enough, as `head` has; nobody is to be told
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
 
     task.__module__ = __name__

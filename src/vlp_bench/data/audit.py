@@ -106,7 +106,7 @@ def shared_reports(store: PreparedData, batch: int) -> dict[str, float]:
 
     Args:
         store: prepared data.
-        batch: samples of a batch.
+        batch: samples of a batch; at most as many as there are.
 
     Returns:
         `studies` with a report, `shared` of them with one that another has, `most` that share one, and
@@ -115,6 +115,7 @@ def shared_reports(store: PreparedData, batch: int) -> dict[str, float]:
     texts = [" ".join(clean_alphanumeric(select_text(r, "impression_findings"))) for r in _sections(store)]
     counts = pd.Series([t for t in texts if t]).value_counts().to_numpy()
     studies = int(counts.sum())
+    batch = min(batch, studies)
     # the chance that none of the others of a batch has the report of a sample
     alone = (counts / studies * (1 - (counts - 1) / max(studies - 1, 1)) ** (batch - 1)).sum() if studies else 1.0
     return {

@@ -211,8 +211,8 @@ def _audit(store: PreparedData, against: str | None) -> Iterator[str]:
     if reports["studies"]:
         yield (
             f"  reports with the same words: {reports['shared']:,} of {reports['studies']:,} studies, up to "
-            f"{reports['most']:,} alike; in a batch of {BATCH}, {reports['false_negatives']} samples have a negative "
-            "that says the same"
+            f"{reports['most']:,} alike; in a batch of {reports['batch']}, {reports['false_negatives']} samples have a "
+            "negative that says the same"
         )
     found = {"copies": len(table), "across_splits": len(across), "reports": reports}
     if against:
