@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from vlp_bench.errors import UserError
+from vlp_bench.errors import Interrupted, UserError
 
 #: verb -> (what it does, module:function that does it)
 VERBS = {
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run_verb(verb, rest, [sys.argv[0], *arguments])
     except UserError as error:
         print(f"vlp-bench: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
 
 
 def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
@@ -96,6 +96,8 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     failures: list[UserError] = []
 
     def task(cfg: DictConfig) -> Any:
+        if failures and isinstance(failures[-1], Interrupted):
+            return None  # the rest of a sweep is not begun
         sys.argv[:] = whole
         try:
             result = getattr(import_module(module), name)(cfg)

@@ -24,7 +24,18 @@ from vlp_bench.files import digest
 
 CONF = "vlp_bench.conf"
 #: Keys that say where and on what a run happens, not what it is.
-INCIDENTAL = ("hydra", "paths", "logger", "overwrite", "resume", "experiment", "note", "run", "checkpoint_steps")
+INCIDENTAL = (
+    "hydra",
+    "paths",
+    "logger",
+    "overwrite",
+    "resume",
+    "experiment",
+    "note",
+    "run",
+    "checkpoint_steps",
+    "divergence",
+)
 DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
 #: Keys whose value may be a path, which stands for what lies there.
 PATHS = ("dir", "raw_dir", "backbone", "weights", "vocab")

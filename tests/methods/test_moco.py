@@ -28,8 +28,8 @@ def test_the_queue_takes_the_newest_keys_in_the_place_of_the_oldest(moco):
     seen = []
     for _ in range(3):  # 12 keys each into 30 places
         method.losses(batch)
-        seen.append(method.keys.clone())
-        method.on_train_batch_end(None, batch, 0)
+        seen.append(method.keys[0].clone())
+        method.follow()
     assert int(method.place) == 6
     assert torch.equal(method.queue[12:24], seen[1])
     assert torch.equal(method.queue[24:], seen[2][:6])
@@ -45,7 +45,7 @@ def test_the_key_encoder_follows_and_has_no_gradient(moco):
             p.add_(1.0)
     before = [p.clone() for p in method.key_vision.parameters()]
     method.losses(batch)["instance"].backward()
-    method.on_train_batch_end(None, batch, 0)
+    method.follow()
     for old, new, goal in zip(before, method.key_vision.parameters(), method.vision.parameters(), strict=True):
         assert torch.allclose(new, 0.9 * old + 0.1 * goal, atol=1e-6)
     assert all(p.grad is None for p in [*method.key_vision.parameters(), *method.key_head.parameters()])

@@ -4,6 +4,7 @@ What augmentation draws depends on (seed, epoch, step, rank) alone, so the numbe
 resumed run sees what an uninterrupted one would have seen.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
@@ -507,18 +508,33 @@ class MimicCxrDataModule(LightningDataModule):
         )
         return batch_loader(data, sampler, self.num_workers)
 
+    @property
+    def joined(self) -> int:
+        """Samples of a step, of all processes."""
+        return self.batch_size * rank_and_world()[1]
+
     def state_dict(self) -> dict[str, Any]:
         """How far training is, for a resume in the middle of an epoch."""
         if self.trainer is None or not isinstance(self.trainer.num_training_batches, int):
-            return {"epoch": 0, "batches_done": 0}
+            return {"epoch": 0, "batches_done": 0, "joined": self.joined}
         # `processed`, of all epochs: a checkpoint at the end of a step is written before Lightning counts the step as
         # completed, or the epoch as ended
         steps = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed  # type: ignore[attr-defined]
         epoch, done = divmod(steps, max(self.trainer.num_training_batches, 1))
-        return {"epoch": epoch, "batches_done": done}
+        return {"epoch": epoch, "batches_done": done, "joined": self.joined}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue after the batches that were done."""
+        """Continue after the batches that were done.
+
+        Raises:
+            UserError: they were of another size.
+        """
+        if state["joined"] != self.joined:
+            raise UserError(
+                f"The checkpoint was written by a run whose batches, of all processes together, hold {state['joined']} "
+                f"samples; this one's hold {self.joined}. Go on with the number of devices it had, or begin again with "
+                "resume=never."
+            )
         self._resume_at = (state["epoch"], state["batches_done"])
 
 
@@ -531,5 +547,12 @@ def batch_loader(data: Dataset, sampler: Sampler, num_workers: int) -> DataLoade
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_unsignalled,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _unsignalled(_: int) -> None:
+    """Leave the signals that a whole group of processes gets to the one that trains: it ends its workers when done."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -12,7 +12,7 @@ from rich.table import Table
 from vlp_bench.config import compose_verb, plain, run_name
 from vlp_bench.engine import evaluate, pretrain
 from vlp_bench.engine.progress import bars, console
-from vlp_bench.errors import NotApplicable, UserError
+from vlp_bench.errors import Interrupted, NotApplicable, UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ def run_plan(
         except NotApplicable as reason:
             evaluate.not_applicable(cfg, out, str(reason))
             return out
+        except Interrupted:
+            raise
         except UserError as error:
             failed.append((job, str(error)))
             return None

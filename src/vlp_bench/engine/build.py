@@ -20,6 +20,7 @@ from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.engine.curves import Curves
+from vlp_bench.engine.keeping import WholeCheckpoints
 from vlp_bench.errors import UserError
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.tasks.base import Task
@@ -92,6 +93,7 @@ def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[
         use_distributed_sampler=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        plugins=[WholeCheckpoints()],
         **arguments,
     )
 

@@ -15,14 +15,16 @@ from vlp_bench.files import whole
 class Curves(Logger):
     """One row a logged step, one column a metric, empty where a step has none.
 
+    A row is in the file as soon as it is logged, so that a run that is killed has its curve up to there.
+
     Args:
         path: the csv.
-        flush_every: rows between writes.
     """
 
-    def __init__(self, path: Path, flush_every: int = 100) -> None:
+    def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path, self.flush_every = path, flush_every
+        self.path = path
+        self.columns: list[str] = []
         self.rows: list[dict[str, Any]] = []
 
     @property
@@ -39,32 +41,34 @@ class Curves(Logger):
     def keep_until(self, step: int) -> None:
         """Take over the rows of an interrupted run, up to the step from which it goes on."""
         if self.path.exists():
-            with self.path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            lines = self.path.read_text("utf-8").splitlines(keepends=True)
+            # one that was being written is none
+            rows = csv.DictReader(line for line in lines if line.endswith("\n"))
+            self.rows = [row for row in rows if int(row["step"]) < step]
+            self.rewrite()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add a row."""
         epoch = {k: int(v) for k, v in metrics.items() if k == "epoch"}
-        self.rows.append({**epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}})
-        if len(self.rows) % self.flush_every == 0:
-            self.save()
+        row = {**epoch, "step": step, **{k: v for k, v in metrics.items() if k != "epoch"}}
+        if self.rows and self.rows[-1] == row:
+            return
+        self.rows.append(row)
+        if row.keys() <= set(self.columns):
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns, restval="", lineterminator="\n").writerow(row)
+        else:
+            self.rewrite()
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing: the configuration lies beside the csv."""
 
-    @rank_zero_only
-    def save(self) -> None:
-        """Write every row, atomically."""
-        if not self.rows:
-            return
-        names = dict.fromkeys(["epoch", "step", *sorted({k for row in self.rows for k in row})])
+    def rewrite(self) -> None:
+        """Write every row, atomically: there is a new column."""
+        self.columns = list(dict.fromkeys(["epoch", "step", *sorted({k for row in self.rows for k in row})]))
         with whole(self.path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(names), restval="")
+            writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
             writer.writeheader()
             writer.writerows(self.rows)
-
-    def finalize(self, status: str) -> None:
-        """Write the last rows."""
-        self.save()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -19,42 +19,13 @@ from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders import bundle
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
+from vlp_bench.engine.keeping import LossWatch, Resumable, SeededSteps, clear_halves
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
-from vlp_bench.errors import UserError
+from vlp_bench.errors import Stopped, UserError
 from vlp_bench.files import read_json, write_json
 
 log = logging.getLogger(__name__)
-
-
-class SeededSteps(Callback):
-    """Seeds torch before each training step from (seed, epoch, batch, rank).
-
-    Dropout then draws the same whether a run was interrupted or not, without any generator state in the checkpoint.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Seed this step."""
-        key = hash((self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
-        torch.manual_seed(key % 2**63)
-
-
-class FiniteLoss(Callback):
-    """Stops a run whose loss is no longer finite, naming the studies of the batch; looks every few steps."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Look at the loss where the logger looks anyway, so that no further wait on the device arises."""
-        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if batch_idx % every == 0 and not torch.isfinite(outputs["loss"]):
-            raise UserError(
-                f"The loss is {float(outputs['loss'])} at epoch {trainer.current_epoch}, batch {batch_idx} "
-                f"(studies {', '.join(batch.study_id[:4])}, ...). Lower optimizer.lr or set trainer.gradient_clip_val."
-            )
 
 
 def pretrain(cfg: DictConfig) -> Path:
@@ -111,10 +82,13 @@ def run(cfg: DictConfig, out: Path) -> Path:
     started, worked = time.monotonic(), time.process_time()
     try:
         trainer.fit(module, datamodule=module_data, ckpt_path=resume)
+    except Stopped:
+        if not trainer.is_global_zero:
+            # one voice is enough; and Lightning kills the first process where another one fails
+            raise SystemExit(0) from None
+        raise
     finally:
         build.close(loggers)
-    if trainer.interrupted:
-        raise UserError(f"Interrupted; the same command goes on from {out / 'checkpoints'}.")
     _finish(
         cfg,
         trainer,
@@ -151,11 +125,10 @@ def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dic
 
 def _callbacks(cfg: DictConfig, out: Path) -> list[Callback]:
     folder = out / "checkpoints"
-    common: dict[str, Any] = {"dirpath": folder, "enable_version_counter": False}
-    resume = ModelCheckpoint(filename="last", every_n_train_steps=cfg.checkpoint_steps, **common)
-    made: list[Callback] = [SeededSteps(cfg.seed), FiniteLoss(), resume]
+    watch = LossWatch(out, cfg.divergence)
+    made: list[Callback] = [SeededSteps(cfg.seed), watch, Resumable(out, cfg.checkpoint_steps, watch)]
     if cfg.select != "last":
-        made.append(ModelCheckpoint(filename="best", monitor=cfg.select, **common))
+        made.append(ModelCheckpoint(folder, "best", monitor=cfg.select, enable_version_counter=False))
     if cfg.early_stop:
         made.append(EarlyStopping(cfg.early_stop.monitor, patience=cfg.early_stop.patience))
     if cfg.trainer.enable_progress_bar and rank_and_world()[0] == 0:
@@ -171,6 +144,8 @@ def _resume_from(cfg: DictConfig, out: Path) -> str | None:
             raise UserError(f"resume={cfg.resume}: no such checkpoint. Use auto, never, or the path of a checkpoint.")
         return str(cfg.resume)
     last = out / "checkpoints" / "last.ckpt"
+    if rank_and_world()[0] == 0:
+        clear_halves(last.parent)
     if not last.is_file():
         return None
     log.info("resuming from %s", last)

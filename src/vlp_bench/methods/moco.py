@@ -97,7 +97,8 @@ class MoCo(VLPMethod):
         self.key_head.requires_grad_(False)
         self.register_buffer("queue", unit(torch.randn(queue, embed_dim)))
         self.register_buffer("place", torch.zeros((), dtype=torch.long))
-        self.keys: Tensor | None = None
+        #: of the batches since the last step
+        self.keys: list[Tensor] = []
 
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
         """The query's contrast; out of training both views are the image itself."""
@@ -106,16 +107,21 @@ class MoCo(VLPMethod):
         q = unit(self.head(self.vision(one).pooled))
         with torch.no_grad():
             k = unit(self.key_head(self.key_vision(other).pooled))
-        self.keys = k
+        if self.training:
+            self.keys.append(k)
         return {"instance": queue_nce(q, k, self.queue, self.temperature)}
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Step, then follow: a checkpoint that is written after it has the queue and the keys' encoder of it."""
+        super().optimizer_step(*args, **kwargs)
+        self.follow()
+
     @torch.no_grad()
-    def on_train_batch_end(self, outputs: Any, batch: StudyBatch, batch_idx: int) -> None:
+    def follow(self) -> None:
         """Let the key encoder follow and put the newest keys of all processes in the place of the oldest."""
         for mine, theirs in ((self.vision, self.key_vision), (self.head, self.key_head)):
             torch._foreach_lerp_(list(theirs.parameters()), list(mine.parameters()), 1 - self.momentum)
-        assert self.keys is not None
-        keys = gather(self.keys)[: len(self.queue)]
+        keys = torch.cat([gather(k) for k in self.keys])[-len(self.queue) :]
         self.queue[(self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)] = keys
         self.place.add_(len(keys)).remainder_(len(self.queue))
-        self.keys = None
+        self.keys.clear()
