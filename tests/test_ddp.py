@@ -1,8 +1,10 @@
 """Two processes on a CPU, through the console script as a user starts them."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,21 @@ def test_two_processes_share_one_run_and_end_with_equal_weights(tmp_path):
     assert record["training"]["steps"] == 3
     state = torch.load(folder / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     assert state["global_step"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the console script vlp-bench is not installed beside this Python")
+def test_one_process_that_is_asked_to_go_takes_the_other_along_at_the_same_step(tmp_path):
+    endless = ["method=convirt", "vision=tiny", "trainer=smoke", "trainer.max_steps=-1", "trainer.max_epochs=1000"]
+    two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=4", "data.studies=48"]
+    with (tmp_path / "out.txt").open("w") as said:
+        first = subprocess.Popen([str(SCRIPT), "pretrain", *endless, *two], cwd=tmp_path, stdout=said, stderr=said)
+    curve, patience = "runs/pretrain/*/metrics.csv", time.monotonic() + 120
+    while not any(len(p.read_text().splitlines()) > 5 for p in tmp_path.glob(curve)):
+        assert first.poll() is None, (tmp_path / "out.txt").read_text()
+        assert time.monotonic() < patience
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(60) == 143
+    step = torch.load(only(tmp_path, "runs/pretrain/*/checkpoints/last.ckpt"), "cpu", weights_only=True)["global_step"]
+    assert f"goes on from step {step}" in (tmp_path / "out.txt").read_text()

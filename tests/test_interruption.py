@@ -2,13 +2,17 @@
 
 import json
 import multiprocessing
+import os
 import random
 import signal
 
 import killed_run
 import pytest
 import torch
-from helpers import only
+from helpers import only, run_cli
+from pytorch_lightning.callbacks import Callback
+
+from vlp_bench.engine import pretrain
 
 COMMON = [
     "trainer=smoke",
@@ -88,3 +92,91 @@ def test_killed_at_random_moments_and_resumed_ends_as_if_it_had_not_been(method,
         run.join(240)
         assert run.exitcode == 0, (folder / "out.txt").read_text()
         assert_same_end(end, end_of(folder))
+
+
+class At(Callback):
+    """Does something to the method when a step is due."""
+
+    def __init__(self, step, hook, act):
+        self.step = step
+        setattr(self, hook, lambda trainer, module, *_: trainer.global_step == step and act(module))
+
+
+@pytest.fixture
+def disturbed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plain = pretrain._callbacks
+
+    def run(step, hook, act, *more):
+        monkeypatch.setattr(pretrain, "_callbacks", lambda *a: [At(step, hook, act), *plain(*a)])
+        code = run_cli("pretrain", "method=convirt", *COMMON, *more)
+        return code, only(tmp_path, "runs/pretrain/*")
+
+    return run
+
+
+def spoil(module):
+    next(module.vision.parameters()).data.fill_(torch.nan)
+
+
+def magnify(module):
+    module.loss_weights = {name: 1e4 for name in module.loss_weights}
+
+
+def spoil_gradient(module):
+    next(module.vision.parameters()).grad.fill_(torch.inf)
+
+
+@pytest.mark.parametrize("act, value", [(spoil, "nan"), (magnify, "e+04")])
+def test_a_loss_that_is_none_or_runs_away_stops_the_run_and_names_the_studies(act, value, disturbed, capsys):
+    code, run = disturbed(3, "on_train_batch_start", act)
+    said = capsys.readouterr().err
+    assert code == 2
+    assert value in said
+    assert "at epoch 0, batch 3" in said
+    stopped = json.loads((run / "checkpoints" / "stopped.json").read_text())
+    assert (stopped["epoch"], stopped["batch"], stopped["step"]) == (0, 3, 3)
+    assert len(stopped["studies"]) == 8
+    assert stopped["studies"][0] in said
+    to_look_at = torch.load(run / "checkpoints" / "stopped.ckpt", "cpu", weights_only=True)
+    assert to_look_at["global_step"] == 3
+    last = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+    assert not (run / "run.json").exists()
+
+
+def test_any_finite_loss_goes_where_divergence_is_not_watched(disturbed):
+    code, run = disturbed(3, "on_train_batch_start", magnify, "divergence=null")
+    assert code == 0
+    assert (run / "run.json").exists()
+
+
+def test_weights_that_a_gradient_has_spoilt_are_never_the_checkpoint_to_go_on_from(disturbed, capsys):
+    # step 4 is the last of its epoch, and is kept before any loss is computed with its weights
+    code, run = disturbed(3, "on_before_optimizer_step", spoil_gradient)
+    assert code == 2
+    assert "the weights after it are not finite" in capsys.readouterr().err
+    last = torch.load(run / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
+    assert last["global_step"] == 3
+    assert all(v.isfinite().all() for v in last["state_dict"].values())
+
+
+@pytest.mark.parametrize("hook, step", [("on_train_batch_start", 2), ("on_validation_batch_start", 4)])
+def test_a_run_that_is_asked_to_go_says_where_the_same_command_goes_on(hook, step, disturbed, capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    code, run = disturbed(step, hook, lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert code == 143
+    assert f"the same command goes on from step {3}" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (run / "run.json").exists()
+    assert disturbed(99, hook, None)[0] == 0
+    assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 8 + 2
+
+
+def test_batches_of_another_size_are_not_gone_on_with(disturbed, tmp_path, capsys):
+    _, run = disturbed(3, "on_train_batch_start", spoil)
+    kept = run / "checkpoints" / "last.ckpt"
+    other = ["data.batch_size=4", f"resume={kept}", f"paths.output_root={tmp_path / 'other'}"]
+    capsys.readouterr()
+    assert run_cli("pretrain", "method=convirt", *COMMON, *other) == 2
+    assert "hold 8 samples; this one's hold 4" in capsys.readouterr().err
