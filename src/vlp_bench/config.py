@@ -35,6 +35,7 @@ INCIDENTAL = (
     "run",
     "checkpoint_steps",
     "divergence",
+    "gradient_cache",
 )
 DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
 #: Keys whose value may be a path, which stands for what lies there.

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlp_bench.data.tokenization import SentencePieces, Tokenizer
+from vlp_bench.encoders.chunks import InChunks
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.errors import UserError
 
@@ -51,7 +52,7 @@ def _convolution(inputs: int, outputs: int, norm_last: bool) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), *(reversed(after) if norm_last else after)]
 
 
-class SentenceDecoder(nn.Module):
+class SentenceDecoder(InChunks):
     """Q vectors, each of them a sentence of the report or nothing, from the patches: learned queries through a BERT.
 
     Layers are BERT's with cross-attention (self-attention, cross-attention, feed-forward, each followed by a layer
@@ -121,7 +122,7 @@ def caption_tokenizer(text: TextBackbone, sentencepiece: str | None) -> Tokenize
     return SentencePieces(sentencepiece) if sentencepiece else text.tokenizer
 
 
-class ReportDecoder(nn.Module):
+class ReportDecoder(InChunks):
     """A transformer that reads a report from the left and looks at a memory of image tokens.
 
     Post-norm layers with exact GELU; words and positions are learned, and the embedding of a word is also its row of

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from vlp_bench.encoders.chunks import InChunks
 from vlp_bench.encoders.text import TextBackbone, attention_rows
 from vlp_bench.errors import UserError
 from vlp_bench.types import ImageFeatures, TextFeatures
@@ -92,7 +93,7 @@ def sample_features(
     return features.gather(1, kept[..., None].expand(-1, -1, features.shape[2])), kept
 
 
-class JointEncoder(nn.Module):
+class JointEncoder(InChunks):
     """What a BERT needs beside its own weights to read an image before a text, and to answer about both.
 
     Location and kind of an image token are added before its projection to BERT's width; of the tokens of language,

@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from vlp_bench.data.tokenization import Tokenizer
+from vlp_bench.encoders.chunks import InChunks
 from vlp_bench.encoders.weights import HEADS, load_exactly, read_state_dict
 from vlp_bench.errors import UserError
 from vlp_bench.types import TextFeatures, Tokens
@@ -25,7 +26,7 @@ def attention_rows(
     return logits.masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
 
 
-class TextBackbone(nn.Module):
+class TextBackbone(InChunks):
     """BERT with its tokenizer; the first token is [CLS] and its last hidden state is the pooled feature.
 
     Args:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from vlp_bench.encoders.chunks import InChunks
 from vlp_bench.encoders.weights import HEADS, load_exactly, read_state_dict, timm_efficientnet_keys
 from vlp_bench.errors import UserError
 from vlp_bench.types import BackboneSpec, ImageFeatures
@@ -23,7 +24,7 @@ def attention_rows(attention: Any, x: Float[Tensor, "B N D"], rows: slice) -> Fl
     return ((q * attention.scale) @ k.transpose(-2, -1)).softmax(-1)
 
 
-class VisionBackbone(nn.Module):
+class VisionBackbone(InChunks):
     """A timm network that gives pooled features, tokens and, when asked, a pyramid and the saliency of its patches.
 
     Args:

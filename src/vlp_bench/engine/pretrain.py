@@ -17,6 +17,7 @@ from vlp_bench.config import plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders import bundle
+from vlp_bench.encoders.chunks import cache_gradients
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.keeping import LossWatch, Resumable, SeededSteps, clear_halves
@@ -50,6 +51,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     data = ensure(plain(cfg.data), Path(cfg.paths.cache), bundle.stored_size(cfg.vision.image_size))
     about = provenance(cfg) | {"data_fingerprint": data.fingerprint}
     module = build.method(cfg)
+    cache_gradients(module, cfg.gradient_cache)
     inputs = build.inputs(cfg)
     meta = {
         "name": f"{cfg.method.name} {cfg.vision.name}",
