@@ -31,8 +31,8 @@ format: $(STAMP)  ## put the style right
 test: $(STAMP)  ## fast tests
 	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term:skip-covered
 
-test-all: $(STAMP)  ## every test: also DDP, wheel, kills, notebooks
-	$(BIN)/python -m pytest
+test-all: $(STAMP)  ## every test: also DDP, wheel, kills, notebooks; two at a time
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(STAMP)  ## data, pre-training, evaluation and a report, in minutes
 	$(BIN)/vlp-bench demo
