@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "encoders": {"types", "encoders", "data"},
     "methods": {"types", "methods", "encoders", "losses", "optim", "distributed"},
     "tasks": {"types", "tasks", "encoders", "data", "losses", "metrics", "optim"},
-    "report": {"report", "metrics"},
+    "report": {"report", "metrics", "vocabulary"},
+    "vocabulary": set(),
     "config": set(),
 }
 ALWAYS = {"errors", "files", "__init__"}

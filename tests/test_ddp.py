@@ -34,8 +34,9 @@ def run(folder, *arguments):
 @pytest.mark.skipif(not SCRIPT.exists(), reason="the console script vlp-bench is not installed beside this Python")
 def test_two_processes_share_one_run_and_end_with_equal_weights(tmp_path):
     two = ["trainer.devices=2", "trainer.strategy=ddp", "data.batch_size=4", "trainer.accelerator=cpu"]
-    run(tmp_path, "pretrain", *COMMON, *two)
+    run(tmp_path, "pretrain", *COMMON, *two, "logger=wandb", "logger.wandb.offline=true")
     folder = only(tmp_path, "runs/pretrain/*")
+    assert only(folder, "wandb/offline-run-*").is_dir()
     record = json.loads((folder / "run.json").read_text())
     assert record["training"]["steps"] == 3
     state = torch.load(folder / "checkpoints" / "last.ckpt", "cpu", weights_only=True)

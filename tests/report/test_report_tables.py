@@ -232,6 +232,8 @@ def test_wording():
     assert not rises("i2t/median_rank")
     assert not rises("false_positive_rate/Pneumothorax")
     assert not rises("false_positives")
+    assert not rises("perplexity/all")
+    assert (rises("somebodys_share"), rises("somebodys_error")) == (True, False)
     assert short("sha256:" + "ab" * 32) == "ababababab"
     assert short("a name") == "a name"
     assert words("linear_probe") == "linear probe"

@@ -7,15 +7,28 @@ from typing import Any
 import pytest
 import torch
 
+from vlp_bench import vocabulary
 from vlp_bench.config import compose_verb, plain
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders
 from vlp_bench.engine import build
 from vlp_bench.engine.data import ensure
-from vlp_bench.tasks.base import Cell, Target
+from vlp_bench.tasks.base import Cell, Outcome, Target
 
 FINDINGS = ["Cardiomegaly", "Pleural Effusion", "Pneumothorax", "Support Devices"]
 VIT = {"patch_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(autouse=True)
+def every_measure_is_declared(monkeypatch):
+    """Whatever a task finds in these tests, the vocabulary knows."""
+    made = Outcome.__init__
+
+    def checked(self, *args, **kwargs):
+        made(self, *args, **kwargs)
+        assert not [name for name in (*self.metrics, *self.trivial) if vocabulary.measure(name) is None]
+
+    monkeypatch.setattr(Outcome, "__init__", checked)
 
 
 @pytest.fixture(scope="session")

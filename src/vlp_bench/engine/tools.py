@@ -12,13 +12,23 @@ from vlp_bench.files import whole
 
 
 def report(cfg: DictConfig) -> None:
-    """`vlp-bench report runs=DIR out=DIR`."""
-    from vlp_bench.report import build_report
+    """`vlp-bench report runs=DIR out=DIR [to=wandb]`.
 
-    build_report(
-        Path(cfg.runs), Path(cfg.out), title=cfg.title, statistics=cfg.statistics, resamples=int(cfg.resamples)
-    )
-    print(Path(cfg.out) / "index.html")
+    Raises:
+        UserError: there is nothing to report, or nowhere to put it.
+    """
+    from vlp_bench.report import build_report
+    from vlp_bench.report.dashboard import publish
+
+    asked = {"title": cfg.title, "statistics": cfg.statistics, "resamples": int(cfg.resamples)}
+    if cfg.to == "page":
+        build_report(Path(cfg.runs), Path(cfg.out), **asked)
+        print(Path(cfg.out) / "index.html")
+    elif cfg.to == "wandb":
+        for name, url in publish(Path(cfg.runs), Path(cfg.out), **plain(cfg.wandb), **asked).items():
+            print(f"{name}: {url}")
+    else:
+        raise UserError(f"to={cfg.to}: expected page or wandb.")
 
 
 def export(cfg: DictConfig) -> None:

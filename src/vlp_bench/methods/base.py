@@ -105,6 +105,10 @@ class VLPMethod(LightningModule, ABC):
             )
         total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
         logged = {f"{stage}/loss": total.detach(), **{f"{stage}/loss/{k}": v.detach() for k, v in terms.items()}}
+        if stage == "train":
+            group = self.optimizers().param_groups[0]  # type: ignore[union-attr]
+            # a tensor on the CPU: for a number, Lightning would make one on the GPU and wait for it
+            logged["lr"] = torch.tensor(group["lr"] / group.get("lr_scale", 1.0))
         self.log_dict(
             logged, batch_size=len(batch), sync_dist=stage == "val", on_step=stage == "train", on_epoch=stage == "val"
         )

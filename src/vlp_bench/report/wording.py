@@ -4,46 +4,8 @@ import math
 import re
 from collections.abc import Sequence
 
-METRIC_NAMES = {
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "f1": "F1",
-    "accuracy": "accuracy",
-    "dice": "Dice",
-    "dice_positive": "Dice of the positives",
-    "iou": "IoU",
-    "false_positive_rate": "share of false alarms",
-    "false_positives": "false alarms an image",
-    "map": "mAP",
-    "ap50": "AP50",
-    "map_40_75": "mAP .40:.75",
-    "map_40_75_skipping": "mAP .40:.75 without empty images",
-    "mrr": "mean reciprocal rank",
-    "median_rank": "median rank",
-    "perplexity": "perplexity",
-    "perplexity_per_report": "perplexity of a report",
-    "rouge_l": "ROUGE-L",
-    **{f"bleu{n}": f"BLEU-{n}" for n in range(1, 5)},
-    "label_f1": "F1 of findings",
-    "label_accuracy": "accuracy of findings",
-    "label_precision": "precision of findings",
-    "label_recall": "recall of findings",
-    "label_f1_micro": "F1 of all findings together",
-    "label_precision_micro": "precision of all findings together",
-    "label_recall_micro": "recall of all findings together",
-    "i2t": "image to text",
-    "t2i": "text to image",
-    "pointing": "pointing game",
-    "cnr": "contrast-to-noise ratio",
-    "box_iou": "IoU of boxes",
-    "macro": "mean of labels",
-}
-
-
-def rises(metric: str) -> bool:
-    """Tell whether more is better."""
-    worse = r"rank|loss|error|hausdorff|perplexity"
-    return not (metric.startswith("false_positive") or re.search(worse, metric.rsplit("/", 1)[-1]))
+from vlp_bench.vocabulary import in_words
+from vlp_bench.vocabulary import rises as rises
 
 
 def number(value: float | None, metric: str) -> str:
@@ -76,12 +38,7 @@ def fraction_name(fraction: float | None) -> str:
 
 def metric_name(metric: str) -> str:
     """Write a metric in words."""
-    if metric in METRIC_NAMES:
-        return METRIC_NAMES[metric]
-    head, _, tail = metric.partition("/")
-    if tail:
-        return f"{METRIC_NAMES.get(head, head)} {metric_name(tail)}"
-    return re.sub(r"^box_iou@", "IoU of boxes at least ", re.sub(r"^R@", "recall at ", metric))
+    return " ".join(map(in_words, metric.split("/")))
 
 
 def words(name: str) -> str:
