@@ -15,7 +15,6 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vlp_bench.config import plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
-from vlp_bench.distributed import rank_and_world
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.chunks import cache_gradients
 from vlp_bench.engine import build, tracking
@@ -132,7 +131,7 @@ def _callbacks(cfg: DictConfig, out: Path) -> list[Callback]:
         made.append(ModelCheckpoint(folder, "best", monitor=cfg.select, enable_version_counter=False))
     if cfg.early_stop:
         made.append(EarlyStopping(cfg.early_stop.monitor, patience=cfg.early_stop.patience))
-    if cfg.trainer.enable_progress_bar and rank_and_world()[0] == 0:
+    if cfg.trainer.enable_progress_bar:
         made.append(RichProgressBar())
     return made
 
@@ -145,7 +144,8 @@ def _resume_from(cfg: DictConfig, out: Path) -> str | None:
             raise UserError(f"resume={cfg.resume}: no such checkpoint. Use auto, never, or the path of a checkpoint.")
         return str(cfg.resume)
     last = out / "checkpoints" / "last.ckpt"
-    if rank_and_world()[0] == 0:
+    # not of torch.distributed, which begins with the training
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
         clear_halves(last.parent)
     if not last.is_file():
         return None
