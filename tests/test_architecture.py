@@ -12,6 +12,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 MAY_IMPORT = {
     "types": set(),
     "distributed": set(),
+    "precision": set(),
     "optim": set(),
     "losses": {"types", "losses", "distributed"},
     "metrics": {"metrics"},
@@ -23,7 +24,7 @@ MAY_IMPORT = {
     "vocabulary": set(),
     "config": set(),
 }
-ALWAYS = {"errors", "files", "__init__"}
+ALWAYS = {"errors", "files", "precision", "__init__"}
 
 
 def room(path: Path) -> str:
@@ -63,7 +64,8 @@ def test_hydra_lives_in_the_configuration_and_the_engine(path):
 def test_no_global_state_is_touched(path):
     text = path.read_text()
     assert ".cuda()" not in text
-    assert "torch.backends" not in text
+    # what the switches of the section `compute` are
+    assert path.name == "compute.py" or "torch.backends" not in text
     assert "os.chdir" not in text
     assert "sys.path" not in text.replace("editing sys.path", "")
     if path.name != "cli.py":

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from helpers import only
@@ -39,6 +40,7 @@ def test_two_processes_share_one_run_and_end_with_equal_weights(tmp_path):
     assert only(folder, "wandb/offline-run-*").is_dir()
     record = json.loads((folder / "run.json").read_text())
     assert record["training"]["steps"] == 3
+    assert set(pd.read_csv(folder / "metrics.csv")["train/negatives"]) == {7}  # of the joined batch of 8
     state = torch.load(folder / "checkpoints" / "last.ckpt", "cpu", weights_only=True)
     assert state["global_step"] == 3
 

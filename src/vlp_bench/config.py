@@ -33,6 +33,7 @@ INCIDENTAL = (
     "experiment",
     "note",
     "run",
+    "compute",
     "checkpoint_steps",
     "divergence",
     "gradient_cache",

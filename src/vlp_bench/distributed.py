@@ -1,14 +1,32 @@
 """Talk between processes; on one process each function is the identity."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+_by_itself = ContextVar("by_itself", default=False)
+
+
+@contextmanager
+def by_itself(alone: bool = True) -> Iterator[None]:
+    """Within it this process is the only one: nothing is gathered, nothing is averaged; unless `alone` is False."""
+    before = _by_itself.set(alone)
+    try:
+        yield
+    finally:
+        _by_itself.reset(before)
+
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    if _by_itself.get() or not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
 
 
 class _Gather(torch.autograd.Function):

@@ -18,7 +18,6 @@ def gradients(inputs: dict[str, Tensor]) -> list[Tensor]:
     prototypes = nn.Linear(4, 6, bias=False)
     prototypes.weight = nn.Parameter(inputs["prototypes"].clone())
     method = SimpleNamespace(
-        across_processes=True,
         temperatures={"instance": 0.07, "prototype": 0.2},
         prototypes=prototypes,
         epsilon=0.05,

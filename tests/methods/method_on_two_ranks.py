@@ -18,6 +18,13 @@ from vlp_bench.engine import build as engine
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.types import StudyBatch
 
+#: makes what is large in a method small; nothing is dropped
+SMALL = {
+    "prior": ("method.embed_dim=96", "method.decoder={layers: 1, heads: 4, hidden: 96, dropout: 0.0}"),
+    "refers": ("method.decoder={width: 64, heads: 4, feedforward: 64, layers: 1, dropout: 0.0}",),
+}
+#: a method, an image encoder, and overrides
+Case = tuple[str, str, tuple[str, ...]]
 #: the longest of one half is longer than that of the other
 REPORTS = [
     *["no effusion", "left effusion", "edema improved", "heart enlarged", "lungs clear", "small nodule"],
@@ -57,19 +64,26 @@ class Step(nn.Module):
     def forward(self, batch: StudyBatch) -> Tensor:
         """The weighted sum of the terms."""
         weights = self.method.weights(0.0)
-        return torch.stack([weights[k] * term for k, term in self.method.losses(batch).items()]).sum()
+        return torch.stack([weights[k] * term for k, term in self.method.terms(batch).items()]).sum()
 
 
 def gradients(method: VLPMethod, batch: StudyBatch, across: bool = False) -> dict[str, Tensor]:
-    """Gradient of every parameter that has one."""
+    """Gradient of every parameter that has one; as DDP's `across` processes, the mean of two batches alike."""
     step: nn.Module = Step(method)
-    if across:
-        step = DistributedDataParallel(step, find_unused_parameters=True)
+    if not across:
+        step(batch).backward()
+        return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    step = DistributedDataParallel(step)
     step(batch).backward()
-    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+    method.zero_grad()
+    with step.no_sync():
+        # would say here if a parameter had not been used in the first step
+        step(batch).backward()
+    step(batch).backward()
+    return {name: p.grad / 2 for name, p in method.named_parameters() if p.grad is not None}
 
 
-def _rank(rank: int, folder: str, cases: list[tuple[str, str]]) -> None:
+def _rank(rank: int, folder: str, cases: list[Case]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     found = {}
@@ -77,13 +91,15 @@ def _rank(rank: int, folder: str, cases: list[tuple[str, str]]) -> None:
         method, batch = build(*case)
         half = len(batch) // 2
         own = rows_of(batch, range(rank * half, (rank + 1) * half))
-        found[case] = gradients(method, own, across=True)
+        noted: dict[str, Tensor] = {}
+        method.note = lambda _, kept=noted, **values: kept.update(values)
+        found[case] = gradients(method, own, across=True), noted.get("negatives")
     if rank == 0:
         torch.save(found, Path(folder) / "gradients.pt")
     dist.destroy_process_group()
 
 
-def on_two_ranks(folder: Path, cases: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """The gradients that both processes end with, for each method and image encoder."""
+def on_two_ranks(folder: Path, cases: list[Case]) -> dict[Case, tuple[dict[str, Tensor], Tensor | None]]:
+    """For each case the gradients that both processes end with, and the negatives that the first one counts."""
     torch.multiprocessing.spawn(_rank, (str(folder), cases), nprocs=2)
     return torch.load(folder / "gradients.pt", weights_only=True)

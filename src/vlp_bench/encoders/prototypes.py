@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from vlp_bench.precision import full
+
 
 def gumbel(like: Tensor, prototypes: int) -> Tensor:
     """Noise for a query of the bank: (..., D) gives Gumbel(0, 1) draws (..., prototypes), at least in float32."""
@@ -35,7 +37,7 @@ class SentenceBank(nn.Module):
 
     def logits(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N K"]:
         """Products with the prototypes, at least in float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with full(x.device.type):
             return x.to(torch.promote_types(x.dtype, self.vectors.dtype)) @ self.vectors.T
 
     def forward(
@@ -46,5 +48,5 @@ class SentenceBank(nn.Module):
     ) -> Float[Tensor, "B N D"]:
         """The mixtures for the sentences: softmax((x E^T + g) / tau) E, soft and differentiable on every path."""
         logits = self.logits(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with full(x.device.type):
             return ((logits if noise is None else logits + noise) / temperature).softmax(-1) @ self.vectors

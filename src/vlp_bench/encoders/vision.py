@@ -88,8 +88,7 @@ class VisionBackbone(InChunks):
         )
         if not self.is_vit:
             self.set_token_stride(token_stride)
-            # The layout in which convolutions are fastest, on CPUs and with tensor cores.
-            self.trunk.to(memory_format=torch.channels_last)
+            self.lay_out(channels_last=True)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -107,6 +106,12 @@ class VisionBackbone(InChunks):
         self.token_stage = strides.index(stride)
         self.spec = dataclasses.replace(self.spec, token_dim=self.spec.pyramid_channels[self.token_stage])
         self.arguments["token_stride"] = stride
+
+    def lay_out(self, channels_last: bool) -> None:
+        """Keep the maps of a CNN channels last, in which convolutions are fastest, or first; a ViT has none."""
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+        if not self.is_vit:
+            self.trunk.to(memory_format=self.layout)
 
     @property
     def stem_channels(self) -> int | None:
@@ -169,7 +174,7 @@ class VisionBackbone(InChunks):
     def _cnn(self, x: Float[Tensor, "B C H W"], pyramid: bool) -> ImageFeatures:
         if self.upsample_to:
             x = F.interpolate(x, size=(self.upsample_to, self.upsample_to), mode="bilinear", align_corners=True)
-        last, maps = self.trunk.forward_intermediates(x.contiguous(memory_format=torch.channels_last))
+        last, maps = self.trunk.forward_intermediates(x.contiguous(memory_format=self.layout))
         cells = maps[1:][self.token_stage]
         return ImageFeatures(
             pooled=last.mean((2, 3)),

@@ -198,10 +198,10 @@ def _user_config_dir() -> Path | None:
 
 
 def _trainer_overrides() -> list[str]:
-    """What the command line says of the trainer; every job gets it."""
+    """What the command line says of the trainer and of how it computes; every job gets it."""
     from hydra.core.hydra_config import HydraConfig
 
-    return [o for o in HydraConfig.get().overrides.task if o.startswith("trainer")]
+    return [o for o in HydraConfig.get().overrides.task if o.startswith(("trainer", "compute"))]
 
 
 def _finish(runs: Path, title: str) -> None:

@@ -18,7 +18,7 @@ from vlp_bench.data.datamodule import Inputs
 from vlp_bench.encoders.bundle import Encoders, load
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.engine import tracking
+from vlp_bench.engine import compute, tracking
 from vlp_bench.engine.curves import Curves
 from vlp_bench.engine.keeping import WholeCheckpoints
 from vlp_bench.errors import UserError
@@ -27,7 +27,7 @@ from vlp_bench.tasks.base import Task
 
 
 def verify(cfg: DictConfig) -> None:
-    """Refuse a configuration that cannot work before anything is built: targets, keywords, seed, accelerator.
+    """Refuse a configuration that cannot work before anything is built: targets, keywords, seed, device, switches.
 
     Raises:
         UserError: with every fault.
@@ -37,6 +37,7 @@ def verify(cfg: DictConfig) -> None:
         faults.append(f"seed={cfg.seed}: expected a whole number from 0.")
     if cfg.trainer.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         faults.append("trainer asks for a GPU and torch finds none. Use trainer=cpu, or trainer=ddp_cpu.")
+    faults += compute.faults(cfg.compute, cfg.trainer)
     if faults:
         raise UserError(" ".join(faults))
 
@@ -96,6 +97,12 @@ def trainer(cfg: DictConfig, out: Path, callbacks: list[Callback], logger: list[
         plugins=[WholeCheckpoints()],
         **arguments,
     )
+
+
+def one_device(cfg: DictConfig) -> dict[str, Any]:
+    """What makes a Trainer of this section one of a single device, the first that it names: no sample is seen twice."""
+    devices = list(cfg.devices)[:1] if OmegaConf.is_list(cfg.devices) else 1
+    return {"devices": devices, "num_nodes": 1, "strategy": "auto"}
 
 
 def quiet() -> None:

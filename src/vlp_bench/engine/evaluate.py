@@ -17,7 +17,7 @@ from vlp_bench.config import compose_verb, identity, plain
 from vlp_bench.data.catalogue import overlap
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders, stored_size
-from vlp_bench.engine import build, tracking
+from vlp_bench.engine import build, compute, tracking
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
@@ -54,6 +54,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     started = time.monotonic()
     about = provenance(cfg)
     encoders = build.encoders(cfg)
+    compute.apply(cfg.compute, encoders.parts.values())
     section = plain(cfg.target)
     store = ensure(section, Path(cfg.paths.cache), stored_size(encoders.vision.spec.image_size))
     if encoders.vision.spec.image_size > store.size:
@@ -74,7 +75,13 @@ def run(cfg: DictConfig, out: Path) -> Path:
         out=out,
         cache=Path(cfg.paths.cache),
         trainer=lambda callbacks, **more: build.trainer(
-            cfg.trainer, out, callbacks, False, enable_progress_bar=False, **more
+            cfg.trainer,
+            out,
+            [*callbacks, *compute.callbacks(cfg.compute)],
+            False,
+            enable_progress_bar=False,
+            **build.one_device(cfg.trainer),
+            **more,
         ),
     )
     task = build.task(cfg)

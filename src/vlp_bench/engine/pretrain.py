@@ -17,7 +17,7 @@ from vlp_bench.config import plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.chunks import cache_gradients
-from vlp_bench.engine import build, tracking
+from vlp_bench.engine import build, compute, tracking
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.keeping import LossWatch, Resumable, SeededSteps, clear_halves
 from vlp_bench.engine.progress import console
@@ -51,6 +51,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
     about = provenance(cfg) | {"data_fingerprint": data.fingerprint}
     module = build.method(cfg)
     cache_gradients(module, cfg.gradient_cache)
+    compute.apply(cfg.compute, [module])
     inputs = build.inputs(cfg)
     meta = {
         "name": f"{cfg.method.name} {cfg.vision.name}",
@@ -127,6 +128,7 @@ def _callbacks(cfg: DictConfig, out: Path) -> list[Callback]:
     folder = out / "checkpoints"
     watch = LossWatch(out, cfg.divergence)
     made: list[Callback] = [SeededSteps(cfg.seed), watch, Resumable(out, cfg.checkpoint_steps, watch)]
+    made += compute.callbacks(cfg.compute)
     if cfg.select != "last":
         made.append(ModelCheckpoint(folder, "best", monitor=cfg.select, enable_version_counter=False))
     if cfg.early_stop:

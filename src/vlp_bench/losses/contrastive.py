@@ -40,13 +40,17 @@ def info_nce(
 
 
 def info_nce_both(
-    v: Float[Tensor, "B E"], t: Float[Tensor, "B E"], temperature: float, across_processes: bool = True
+    v: Float[Tensor, "B E"], t: Float[Tensor, "B E"], temperature: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """`info_nce` of images among texts and of texts among images, over the batch of all processes or of this one."""
-    if not across_processes:
-        return info_nce(v, t, temperature), info_nce(t, v, temperature)
+    """`info_nce` of images among texts and of texts among images, over the batch of all processes."""
     first = rank_and_world()[0] * len(v)
     return info_nce(v, gather(t), temperature, first), info_nce(t, gather(v), temperature, first)
+
+
+def negatives(x: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
+    """From how many others `info_nce_both` tells the partner of each of the rows `x`."""
+    # filled in on the device: a number that is brought there would wait for it
+    return x.new_full((), len(x) * rank_and_world()[1] - 1, dtype=torch.float32)
 
 
 @full_precision

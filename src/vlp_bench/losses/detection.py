@@ -61,6 +61,7 @@ def _cells(head: Float[Tensor, "B C H W"], anchors: int) -> Float[Tensor, "B A H
     return head.unflatten(1, (anchors, -1)).permute(0, 1, 3, 4, 2)
 
 
+@full_precision
 def shape_overlap(
     sizes: Float[Tensor, "B N 2"], anchors: Float[Tensor, "A 2"], margin: float
 ) -> Float[Tensor, "B N A"]:

@@ -55,11 +55,13 @@ def token_contrast(
     return (weight * found).sum(1).mean(), (weight * found_by).sum(1).mean()
 
 
+@full_precision
 def shares(weight: Float[Tensor, "B N"]) -> Float[Tensor, "B N"]:
     """Weights of a sample, divided by their sum."""
     return weight / weight.sum(1, keepdim=True).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
+@full_precision
 def quantile(x: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], q: float) -> Float[Tensor, "B 1"]:
     """Quantile of the masked entries of each row, between two of them by linear interpolation."""
     ordered = x.masked_fill(~mask, float("inf")).sort(1).values

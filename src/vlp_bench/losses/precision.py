@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlp_bench.precision import full
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -23,12 +25,12 @@ def unit(x: Tensor) -> Tensor:
 
 
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
-    """Take the function out of autocast and widen its tensors: small temperatures magnify the error of bfloat16."""
+    """Take the function out of autocast and TF32, and widen its tensors: small temperatures magnify rounding."""
 
     @functools.wraps(function)
     def wide(*args: P.args, **kwargs: P.kwargs) -> R:
         tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-        with torch.autocast(tensors[0].device.type, enabled=False):
+        with full(tensors[0].device.type):
             return function(
                 *(at_least_float32(v) if isinstance(v, Tensor) else v for v in args),  # type: ignore[arg-type]
                 **{k: at_least_float32(v) if isinstance(v, Tensor) else v for k, v in kwargs.items()},  # type: ignore[arg-type]

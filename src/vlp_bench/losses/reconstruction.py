@@ -46,6 +46,7 @@ def divergence(target: Float[Tensor, "B Q K"], logits: Float[Tensor, "B Q K"]) -
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
+@full_precision
 def masked_mean(values: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], count: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Sum over the real sentences, divided by how many there are."""
     return torch.where(mask, values, 0).sum() / count.clamp(min=1)

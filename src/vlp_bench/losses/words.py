@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from vlp_bench.losses.precision import full_precision
 from vlp_bench.types import Tokens
 
 
@@ -13,6 +14,7 @@ def word_slots(index: Tokens) -> Int[Tensor, "B T"]:
     return ((starts & index.mask).cumsum(1) - 1).masked_fill(~index.mask, -1)
 
 
+@full_precision
 def sum_pieces(x: Float[Tensor, "B T D"], slots: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
     """Sum the vectors of the pieces of each word; slots that no piece has are zero.
 

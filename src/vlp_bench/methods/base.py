@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
+from vlp_bench.distributed import by_itself
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
@@ -31,10 +32,14 @@ class VLPMethod(LightningModule, ABC):
         loss_weights: factor of each term that `losses` returns; the names must agree.
         variant: `paper`, or `official` for a method that says in `official` which class does what the authors' code
             does.
+        across_processes: whether samples of all processes are compared and averaged over, or those of each process by
+            themselves; None leaves it to the variant.
     """
 
     #: "module:Class" that replaces this class when variant=official
     official: ClassVar[str | None] = None
+    #: whether samples of all processes are compared, where the configuration does not say
+    across_processes: bool = True
     #: set by the engine: what a checkpoint must know to be rebuilt
     record: Mapping[str, Any] | None = None
 
@@ -62,8 +67,11 @@ class VLPMethod(LightningModule, ABC):
         decay_all: bool = False,
         schedule: str = "cosine",
         variant: str = "paper",
+        across_processes: bool | None = None,
     ) -> None:
         super().__init__()
+        if across_processes is not None:
+            self.across_processes = across_processes
         self.vision, self.text = vision, text
         self.optimizer, self.warmup, self.final_lr = optimizer, warmup, final_lr
         self.weight_decay, self.decay_all, self.schedule = weight_decay, decay_all, schedule
@@ -72,7 +80,12 @@ class VLPMethod(LightningModule, ABC):
 
     @abstractmethod
     def losses(self, batch: StudyBatch) -> dict[str, Tensor]:
-        """Unweighted scalar terms of one batch."""
+        """Unweighted scalar terms of one batch, over the samples of all processes."""
+
+    def terms(self, batch: StudyBatch) -> dict[str, Tensor]:
+        """`losses`, over the samples of all processes or of this one alone, as `across_processes` says."""
+        with by_itself(not self.across_processes):
+            return self.losses(batch)
 
     def weights(self, progress: float) -> Mapping[str, float]:
         """Factor of each term when `progress` (0 to 1) of the steps are done; constant unless overridden."""
@@ -96,7 +109,7 @@ class VLPMethod(LightningModule, ABC):
         return self._step(batch, "val")
 
     def _step(self, batch: StudyBatch, stage: str) -> Tensor:
-        terms = self.losses(batch)
+        terms = self.terms(batch)
         weights = self.weights(self.progress)
         if terms.keys() != weights.keys():
             raise UserError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, negatives, retrieval_accuracy
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.base import VLPMethod
 from vlp_bench.types import ImageFeatures, StudyBatch, TextFeatures, Tokens
@@ -94,6 +94,7 @@ class ConVIRT(VLPMethod):
         if self.training:
             text = one_sentence(text, torch.rand(len(text), device=text.ids.device))
         v, u = self.heads.embed_images(self.vision(batch.frontal)), self.heads.embed_texts(self.text(text))
-        self.note(len(batch), top1=retrieval_accuracy(v, u, 1), top5=retrieval_accuracy(v, u, 5))
+        near = {f"top{k}": retrieval_accuracy(v, u, k) for k in (1, 5)}
+        self.note(len(batch), **near, negatives=negatives(v))
         of_images, of_texts = info_nce_both(v, u, self.temperature)
         return {"image_to_text": of_images, "text_to_image": of_texts}

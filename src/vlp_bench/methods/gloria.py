@@ -19,7 +19,7 @@ from vlp_bench.distributed import gather, gather_longest, rank_and_world
 from vlp_bench.encoders.aligner import Aligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, negatives, retrieval_accuracy
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.word_region import partner_loss, word_region_similarity
 from vlp_bench.losses.words import sum_pieces, word_slots
@@ -139,7 +139,8 @@ class GLoRIA(VLPMethod):
         """Both contrasts, each the sum of its directions, over the studies of all processes."""
         image, text = self.vision(batch.frontal), self.text(batch.text)
         v, t = self.heads.embed_images(image), self.heads.embed_texts(text)
-        self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
+        near = {f"top{k}": retrieval_accuracy(v, t, k) for k in (1, 5)}
+        self.note(len(batch), **near, negatives=negatives(v))
         return {
             "global": torch.stack(info_nce_both(v, t, self.temperature)).sum(),
             "local": self.local_term(image, text),

@@ -150,6 +150,7 @@ class MedViLL(VLPMethod):
         ids = gather_longest(batch.text.ids).masked_fill(~real, self.text.tokenizer.pad)
         own = torch.arange(len(batch), device=ids.device) + rank_and_world()[0] * len(batch)
         differs = label_sets_differ(batch.labels, gather(batch.labels))
+        self.note(len(batch), negatives=differs.sum(1).float().mean())
         swap = draws("swap", own.new_zeros(1))[:, 0] < 0.5
         report, aligned = choose_reports(own, differs, draws("report", gather(batch.study)), swap)
         return Reports(ids[report, 1:], real[report, 1:], aligned)

@@ -26,6 +26,7 @@ it takes the value of the authors' code. `variant=official` does what that code 
 
     Both: patches of a CNN weigh alike, weights carry no gradient, prototypes are set to unit length before
     each use and are not updated in the first epoch, identical reports of two samples count as negatives.
+    Over which processes: `across_processes`, where it is given.
     In the presets, not here: pixels in [0, 1] or [-1, 1], 16 or 32 bit, weight decay of biases and norms, the few
     reports that MIMIC-CXR's own code reads by hand (`inputs.special_cases`).
 
@@ -33,7 +34,7 @@ Options that the supplement ablates: `loss_weights` (table 4), `heads` (table 5)
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,7 +44,7 @@ from vlp_bench.distributed import all_reduce
 from vlp_bench.encoders.aligner import DualEncoderAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
-from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy, similarity
+from vlp_bench.losses.contrastive import info_nce_both, negatives, retrieval_accuracy, similarity
 from vlp_bench.losses.local_alignment import shares, token_contrast
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.prototypes import sinkhorn, swapped_prediction
@@ -90,8 +91,6 @@ class MGCA(VLPMethod):
     """
 
     official = "vlp_bench.methods.mgca_official:MGCAOfficial"
-    #: whether images and reports of all processes are compared
-    across_processes: ClassVar[bool] = True
     text: TextBackbone
 
     def __init__(
@@ -141,7 +140,8 @@ class MGCA(VLPMethod):
         image = self.vision(batch.frontal, saliency=True)
         text = self.text(batch.text, saliency=True)
         v, t = unit(self.heads.image(image.pooled)), unit(self.heads.text(text.pooled))
-        self.note(len(batch), top1=retrieval_accuracy(v, t, 1), top5=retrieval_accuracy(v, t, 5))
+        near = {f"top{k}": retrieval_accuracy(v, t, k) for k in (1, 5)}
+        self.note(len(batch), **near, negatives=negatives(v))
         return {
             "instance": torch.stack(self.instance_terms(v, t)).sum(),
             "token": torch.stack(self.token_terms(image, text)).sum() / 2,
@@ -150,7 +150,7 @@ class MGCA(VLPMethod):
 
     def instance_terms(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> tuple[Tensor, Tensor]:
         """ITA: image to report and report to image."""
-        return info_nce_both(v, t, self.temperatures["instance"], self.across_processes)
+        return info_nce_both(v, t, self.temperatures["instance"])
 
     def token_terms(self, image: ImageFeatures, text: TextFeatures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """CTA: both directions of the words, then of the patches."""
@@ -176,8 +176,7 @@ class MGCA(VLPMethod):
 
     def codes(self, logits: Float[Tensor, "B K"]) -> Float[Tensor, "B K"]:
         """Soft assignment to the prototypes, without gradient."""
-        total = all_reduce if self.across_processes else torch.clone
-        return sinkhorn(logits, self.epsilon, self.sinkhorn_iterations, total)
+        return sinkhorn(logits, self.epsilon, self.sinkhorn_iterations, all_reduce)
 
     def on_after_backward(self) -> None:
         """Forget the prototypes' gradient in the first epoch: without one, the optimiser neither moves nor decays."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vlp_bench.distributed import gather
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
+from vlp_bench.errors import UserError
 from vlp_bench.losses.contrastive import queue_nce
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.base import VLPMethod
@@ -70,6 +71,9 @@ class MoCo(VLPMethod):
         embed_dim: width of the joint space.
         smallest_crop: least share of an image's area that a view shows.
         **common: see VLPMethod; loss_weights are of the only term, `instance`.
+
+    Raises:
+        UserError: `across_processes` is false.
     """
 
     queue: Tensor
@@ -89,6 +93,8 @@ class MoCo(VLPMethod):
         **common: Any,
     ) -> None:
         super().__init__(vision, None, optimizer, **common)
+        if not self.across_processes:
+            raise UserError("method.across_processes=false: all processes share one queue of keys. Leave it out.")
         self.temperature, self.momentum, self.smallest_crop = temperature, momentum, smallest_crop
         width = vision.spec.pooled_dim
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, embed_dim))
@@ -109,6 +115,7 @@ class MoCo(VLPMethod):
             k = unit(self.key_head(self.key_vision(other).pooled))
         if self.training:
             self.keys.append(k)
+        self.note(len(batch), negatives=q.new_full((), len(self.queue), dtype=torch.float32))
         return {"instance": queue_nce(q, k, self.queue, self.temperature)}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

@@ -59,7 +59,7 @@ from vlp_bench.encoders.sentence_aligner import SentenceAligner, Sentences, line
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
-from vlp_bench.losses.contrastive import info_nce_both, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce_both, negatives, retrieval_accuracy
 from vlp_bench.losses.local_alignment import shares, token_contrast
 from vlp_bench.losses.precision import unit
 from vlp_bench.losses.reconstruction import assign, divergence, l1, masked_mean, pick, quantisation_error
@@ -146,6 +146,7 @@ class PRIOR(VLPMethod):
         weight_decay: see VLPMethod.
         decay_all: see VLPMethod.
         variant: `paper` or `official`; the table above says what differs.
+        across_processes: see VLPMethod.
 
     Raises:
         UserError: a vision encoder whose summary and patches are of different width; options out of their range.
@@ -185,6 +186,7 @@ class PRIOR(VLPMethod):
         weight_decay: float = 1e-6,
         decay_all: bool = True,
         variant: str = "paper",
+        across_processes: bool = True,
     ) -> None:
         super().__init__(
             vision,
@@ -194,6 +196,7 @@ class PRIOR(VLPMethod):
             weight_decay=weight_decay,
             decay_all=decay_all,
             variant=variant,
+            across_processes=across_processes,
         )
         if not vision.is_vit:
             vision.set_token_stride(vision.spec.pyramid_strides[-1])
@@ -257,9 +260,8 @@ class PRIOR(VLPMethod):
             terms["prototype"] = masked_mean(error, raw.mask, self.sentence_count(raw.mask))
         t = self.heads.embed_reports(sentences)
         context = self.heads.attention(patches, *sentences)
-        self.note(
-            len(batch), top1=retrieval_accuracy(unit(v), unit(t), 1), top5=retrieval_accuracy(unit(v), unit(t), 5)
-        )
+        near = {f"top{k}": retrieval_accuracy(unit(v), unit(t), k) for k in (1, 5)}
+        self.note(len(batch), **near, negatives=negatives(v))
         terms |= {
             "global": self.contrast(v, t),
             "local_image": self.patch_term(patches, context),

@@ -31,6 +31,7 @@ it takes the value of the authors' code. The width of the fusion network is ours
     Both: the decoder is given the true words before a token; the paper's formula conditions on those it predicted,
     and its text says nothing else of them. In validation and with `eval()` views come in order and the first is the one
     that is repeated.
+    Over which processes: `across_processes`, where it is given.
     In the presets, not here: rate, batch, steps, clipping, the epoch that is kept, image weights, ReLU, dropout of the
     image encoder; of the code, left and right swapped as letters ("bright"; `inputs.swap`), long reports for the
     decoder that lose their end (`inputs.caption_end`).
@@ -56,7 +57,7 @@ from vlp_bench.encoders.study import StudyAligner
 from vlp_bench.encoders.text import TextBackbone
 from vlp_bench.encoders.vision import VisionBackbone
 from vlp_bench.errors import UserError
-from vlp_bench.losses.contrastive import info_nce, retrieval_accuracy
+from vlp_bench.losses.contrastive import info_nce, negatives, retrieval_accuracy
 from vlp_bench.losses.language import next_words, reverse_words, word_loss
 from vlp_bench.losses.precision import unit
 from vlp_bench.methods.base import VLPMethod
@@ -88,8 +89,6 @@ class REFERS(VLPMethod):
     """
 
     official = "vlp_bench.methods.refers_official:REFERSOfficial"
-    #: whether studies of all processes are compared, and their words averaged
-    across_processes: ClassVar[bool] = True
     #: whether the decoder learns at the rate of the text encoder
     decoder_with_text: ClassVar[bool] = True
     study_aligner: ClassVar[type[StudyAligner]] = StudyAligner
@@ -166,9 +165,8 @@ class REFERS(VLPMethod):
         """Report generation and consistency."""
         pooled, tokens = self.encode_views(batch)
         v, t = self.studies.feature(pooled), self.studies.text(self.text(batch.text).pooled)
-        self.note(
-            len(batch), top1=retrieval_accuracy(unit(v), unit(t), 1), top5=retrieval_accuracy(unit(v), unit(t), 5)
-        )
+        near = {f"top{k}": retrieval_accuracy(unit(v), unit(t), k) for k in (1, 5)}
+        self.note(len(batch), **near, negatives=negatives(v))
         memory = self.studies.memory(pooled, tokens)
         caption = batch.text if batch.caption is None else batch.caption
         return {
@@ -226,11 +224,7 @@ class REFERS(VLPMethod):
     ) -> Float[Tensor, ""]:
         """Cross-entropy of every word after the first, in reading order; padding is not predicted."""
         hidden, target = next_words(self.decoder(memory, ids, mask, from_end=from_end), ids, ids != self.decoder.pad)
-        return word_loss(self.decoder.logits(hidden), target, self.average)
-
-    def average(self, x: Tensor) -> Tensor:
-        """Mean over the processes that are compared, without gradient."""
-        return mean_count(x) if self.across_processes else x
+        return word_loss(self.decoder.logits(hidden), target, mean_count)
 
     def consistency(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """Contrast of each study with the reports of the batch."""

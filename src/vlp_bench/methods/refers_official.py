@@ -69,7 +69,7 @@ class REFERSOfficial(REFERS):
 
     def consistency(self, v: Float[Tensor, "B E"], t: Float[Tensor, "B E"]) -> Float[Tensor, ""]:
         """Both directions; that of the report is only counted, as the code makes a Python number of it."""
-        there, back = info_nce_both(unit(v), unit(t), self.temperature, across_processes=False)
+        there, back = info_nce_both(unit(v), unit(t), self.temperature)
         return self.shares[0] * there + self.shares[1] * back.detach()
 
     def parameter_groups(self) -> list[dict]:
