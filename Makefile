@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 FAST := -m "not slow"
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-all demo smoke sanity bench cost notebooks wheel fidelity clean
+.PHONY: help setup lint format test test-all demo smoke sanity bench cost throughput notebooks wheel fidelity clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ bench: $(STAMP)  ## speed of the data path, beside the naive one
 
 cost: $(STAMP)  ## what a training step costs beside its networks (about 20 minutes)
 	$(BIN)/python benchmarks/step_cost.py
+
+throughput: $(STAMP)  ## does training wait for data, and what do two processes cost? (about 10 minutes)
+	$(BIN)/python benchmarks/throughput.py
 
 notebooks: $(STAMP)  ## run the notebooks
 	$(BIN)/python -m pytest tests/test_notebooks.py

@@ -13,6 +13,7 @@ from helpers import only, run_cli
 from pytorch_lightning.callbacks import Callback
 
 from vlp_bench.engine import pretrain
+from vlp_bench.engine.keeping import SIGNALS
 
 COMMON = [
     "trainer=smoke",
@@ -163,11 +164,11 @@ def test_weights_that_a_gradient_has_spoilt_are_never_the_checkpoint_to_go_on_fr
 
 @pytest.mark.parametrize("hook, step", [("on_train_batch_start", 2), ("on_validation_batch_start", 4)])
 def test_a_run_that_is_asked_to_go_says_where_the_same_command_goes_on(hook, step, disturbed, capsys):
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number in SIGNALS]
     code, run = disturbed(step, hook, lambda _: os.kill(os.getpid(), signal.SIGTERM))
     assert code == 143
     assert f"the same command goes on from step {3}" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
     assert not (run / "run.json").exists()
     assert disturbed(99, hook, None)[0] == 0
     assert len((run / "metrics.csv").read_text().splitlines()) == 1 + 8 + 2

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -16,10 +17,29 @@ from torch import Tensor
 _M = TypeVar("_M", bound="_Movable")
 
 
+#: Elements up to which a tensor goes from process to process by its values.
+SMALL = 1 << 14
+
+
+def _by_value(x: Any) -> Any:
+    small = isinstance(x, Tensor) and x.is_cpu and x.numel() <= SMALL
+    # numpy knows neither gradients nor bfloat16
+    return x.numpy() if small and not x.requires_grad and x.dtype != torch.bfloat16 else x
+
+
+def _rebuilt(kind: Any, fields: dict[str, Any]) -> Any:
+    return kind(**{k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in fields.items()})
+
+
 class _Movable:
     """`.to` and `.pin_memory` for frozen dataclasses of tensors; Lightning moves what has them."""
 
     __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        """Small tensors as arrays: torch would have two processes meet for each, which takes longer than the copy."""
+        fields = {f.name: _by_value(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return _rebuilt, (type(self), fields)
 
     def _map(self: _M, fn: Any) -> _M:
         moved = {

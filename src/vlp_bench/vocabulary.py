@@ -63,6 +63,7 @@ CURVES = {
     "throughput/tokens_per_s": Measure("tokens a second", HIGHER, "1/s", THROUGHPUT, "mean,last"),
     "throughput/mfu": Measure("share of the peak of the device", HIGHER, panel=THROUGHPUT, summary="mean,last"),
     "throughput/data_wait": Measure("share of the time waiting for data", LOWER, panel=WAIT, summary="mean,last"),
+    "throughput/step_s": Measure("seconds of a batch", LOWER, "s", THROUGHPUT, "mean,last"),
     "throughput/memory_gb": Measure("peak memory of the device", LOWER, "GB", MEMORY, "max"),
     "epoch": Measure("epoch"),
     STEP: Measure("optimiser steps"),

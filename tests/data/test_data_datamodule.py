@@ -370,6 +370,18 @@ def test_draws_depend_on_seed_epoch_step_and_rank(mimic_store, tokenizer):
         assert not torch.equal(batch().flipped, batch(**other).flipped)
 
 
+def test_a_batch_from_another_process_is_the_same(mimic_store, tokenizer):
+    data = module_of(mimic_store, tokenizer).dataset("train", augment=True)
+    batch = data[BatchKey(1, 2, np.arange(8))]
+    copy = pickle.loads(pickle.dumps(batch))
+    assert same(copy, batch)
+    assert copy.caption is None
+    assert (copy.text.ids.dtype, copy.view_mask.dtype) == (torch.int64, torch.bool)
+    copy.image.zero_()
+    copy.text.ids.zero_()
+    assert batch.text.ids.any()
+
+
 def test_another_process_gets_the_paths_not_the_pixels(mimic_store, tokenizer):
     data = module_of(mimic_store, tokenizer).dataset("train", augment=True)
     key = BatchKey(1, 2, np.arange(8))

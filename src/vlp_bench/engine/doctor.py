@@ -32,9 +32,17 @@ SHOWN = 5
 def doctor(cfg: DictConfig) -> None:
     """`vlp-bench doctor [data=NAME] [data.raw_dir=RAW] [data.dir=PREPARED] [audit=true] [against=PREPARED]`.
 
+    Or `vlp-bench doctor profile=true [method=... vision=... text=... data=... trainer=...]`.
+
     Raises:
         UserError: the raw data or the prepared data cannot be used.
     """
+    if cfg.profile:
+        # only this part needs torch
+        from vlp_bench.engine.profile import profile
+
+        profile(cfg)
+        return
     data = plain(cfg.data)
     known = data["name"] in names()
     if not (data["dir"] or data["raw_dir"] or known):

@@ -21,6 +21,7 @@ from vlp_bench.engine import build, compute, tracking
 from vlp_bench.engine.data import ensure
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
+from vlp_bench.engine.throughput import Throughput
 from vlp_bench.errors import UserError
 from vlp_bench.files import digest, read_json, whole, write_json
 from vlp_bench.tasks.base import Cell, Outcome, Picture, Target, Task
@@ -77,7 +78,7 @@ def run(cfg: DictConfig, out: Path) -> Path:
         trainer=lambda callbacks, **more: build.trainer(
             cfg.trainer,
             out,
-            [*callbacks, *compute.callbacks(cfg.compute)],
+            [Throughput(out), *callbacks, *compute.callbacks(cfg.compute)],
             False,
             enable_progress_bar=False,
             **build.one_device(cfg.trainer),

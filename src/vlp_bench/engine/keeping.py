@@ -179,6 +179,10 @@ class Resumable(Callback):
         while self.before:
             signal.signal(*self.before.popitem())
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same; Lightning tears nothing down then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def heard(self, number: int, _: Any) -> None:
         """Note that the run is to end; a second Ctrl-C ends it at once."""
         if self.asked and number == signal.SIGINT:

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from vlp_bench.config import plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
+from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders import bundle
 from vlp_bench.encoders.chunks import cache_gradients
 from vlp_bench.engine import build, compute, tracking
@@ -22,8 +22,10 @@ from vlp_bench.engine.data import ensure
 from vlp_bench.engine.keeping import LossWatch, Resumable, SeededSteps, clear_halves
 from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
+from vlp_bench.engine.throughput import Throughput
 from vlp_bench.errors import Stopped, UserError
 from vlp_bench.files import read_json, write_json
+from vlp_bench.methods.base import VLPMethod
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,6 @@ def run(cfg: DictConfig, out: Path) -> Path:
     module = build.method(cfg)
     cache_gradients(module, cfg.gradient_cache)
     compute.apply(cfg.compute, [module])
-    inputs = build.inputs(cfg)
     meta = {
         "name": f"{cfg.method.name} {cfg.vision.name}",
         "method": cfg.method.name,
@@ -64,24 +65,15 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
     }
     module.record = {"config": plain(cfg), "meta": meta}
-    module_data = MimicCxrDataModule(
-        data,
-        module.text.tokenizer if module.text is not None else build.text(cfg.text).tokenizer,
-        inputs,
-        image_size=cfg.vision.image_size,
-        batch_size=cfg.data.batch_size,
-        num_workers=cfg.data.num_workers,
-        seed=cfg.seed,
-        limit=cfg.data.limit,
-        length_window=cfg.data.length_window,
-    )
+    module_data = data_module(cfg, data, module)
     out.mkdir(parents=True, exist_ok=True)
     OmegaConf.save(OmegaConf.create(module.record["config"]), out / "config.yaml")
     loggers = build.loggers(cfg, out, meta)
     if resume:
         loggers[0].keep_until(torch.load(resume, "cpu", weights_only=True)["global_step"])  # type: ignore[attr-defined]
-    trainer = build.trainer(cfg.trainer, out, _callbacks(cfg, out), loggers)
-    started, worked = time.monotonic(), time.process_time()
+    throughput = Throughput(out)
+    # first, so that a checkpoint that another callback writes is not in the time of its step
+    trainer = build.trainer(cfg.trainer, out, [throughput, *_callbacks(cfg, out)], loggers)
     try:
         with tracking.recorded(loggers):
             trainer.fit(module, datamodule=module_data, ckpt_path=resume)
@@ -96,10 +88,24 @@ def run(cfg: DictConfig, out: Path) -> Path:
         module,
         out,
         meta,
-        about
-        | {"wall_seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - worked, 1)},
+        about | {k: round(v, 1) for k, v in throughput.spent().items()} | {"throughput": throughput.summary()},
     )
     return out
+
+
+def data_module(cfg: DictConfig, data: PreparedData, module: VLPMethod) -> MimicCxrDataModule:
+    """The batches that a method reads of prepared data."""
+    return MimicCxrDataModule(
+        data,
+        module.text.tokenizer if module.text is not None else build.text(cfg.text).tokenizer,
+        build.inputs(cfg),
+        image_size=cfg.vision.image_size,
+        batch_size=cfg.data.batch_size,
+        num_workers=cfg.data.num_workers,
+        seed=cfg.seed,
+        limit=cfg.data.limit,
+        length_window=cfg.data.length_window,
+    )
 
 
 @rank_zero_only
@@ -116,7 +122,7 @@ def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dic
         if cfg.select != "last" and best.is_file():
             module.load_state_dict(torch.load(best, "cpu", weights_only=True)["state_dict"])
         training = {"steps": steps, "epochs": trainer.current_epoch}
-        training |= {k: about[k] for k in ("wall_seconds", "cpu_seconds")}
+        training |= {k: about[k] for k in ("wall_seconds", "cpu_seconds", "throughput")}
         digest = bundle.save(out / "bundle", module.parts(), meta | {"training": training})
         record = {"schema": 1, "verb": "pretrain", **meta, "bundle_hash": digest, "training": training}
         write_json(out / "run.json", record | {"provenance": about})
