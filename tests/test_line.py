@@ -207,7 +207,7 @@ def test_a_vision_transformer_trains(here):
 
 def test_sweep_runs_each_job_in_its_own_directory(here):
     shared = ["trainer=smoke", "paths.output_root=sweep", "paths.cache=cache", "adaptation=probe_cached"]
-    assert run_cli("evaluate", "-m", "backbone=random", "draw=0,1", *shared) == 0
+    assert run_cli("evaluate", "-m", "hydra/launcher=basic", "backbone=random", "draw=0,1", *shared) == 0
     assert len(list(here.glob("sweep/evaluate/classification-*/result.json"))) == 2
 
 

@@ -24,6 +24,7 @@ VERBS = {
         "what is installed, what of a data set is there, what is wrong with it",
         "vlp_bench.engine.doctor:doctor",
     ),
+    "sweep": ("what has become of the jobs of a sweep (-m)", "vlp_bench.engine.sweep:sweep"),
     "demo": ("the whole line in minutes, on synthetic data", "vlp_bench.engine.benchmark:demo"),
 }
 CONFIG_HELP = """vlp-bench config list [GROUP]              groups and their options
@@ -87,13 +88,13 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     import hydra
     from hydra.errors import HydraException
     from omegaconf import DictConfig
-    from omegaconf.errors import OmegaConfBaseException
 
     from vlp_bench import config as tree
 
     module, name = VERBS[verb][1].split(":")
 
     failures: list[UserError] = []
+    here = os.getpid()
 
     def task(cfg: DictConfig) -> Any:
         if failures and isinstance(failures[-1], Interrupted):
@@ -102,12 +103,14 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
         try:
             result = getattr(import_module(module), name)(cfg)
             sys.stdout.flush()
-            return result
+            return _objective(cfg, result)
         except (UserError, HydraException) as error:
-            # kept for the end: Hydra would print a traceback, and a sweep would stop at its first failure
             if (known := _user_error(error)) is None:
                 raise
+            # kept for the end: Hydra would print a traceback, and a sweep would stop at its first failure
             failures.append(known)
+            if os.getpid() != here:
+                raise known from None  # in a process of some launcher, the list is a copy
             return None
         except BrokenPipeError:
             # the reader of the output has seen enough, as `head` has; nobody is to be told
@@ -115,6 +118,7 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
             return None
 
     task.__module__ = __name__
+    task.failures = failures  # type: ignore[attr-defined]  # our launcher adds those of its jobs
     tree.register()
     verbose = os.environ.get("HYDRA_FULL_ERROR") == "1"
     # argparse wants overrides in one piece: options may stand between them on our command line
@@ -122,10 +126,12 @@ def run_verb(verb: str, overrides: list[str], whole: list[str]) -> int:
     with _process_state([whole[0], *ordered]):
         try:
             hydra.main(version_base="1.3", config_path=f"pkg://{tree.CONF}", config_name=verb)(task)()
-        except (HydraException, OmegaConfBaseException) as error:
-            if verbose:
+        except Exception as error:
+            known = _user_error(error) or (UserError(tree.explain(error)) if isinstance(error, tree.ERRORS) else None)
+            # a sweeper that has nothing to choose from says so less well than what failed
+            if verbose or not (known or failures):
                 raise
-            raise _user_error(error) or UserError(tree.explain(error)) from error
+            failures += [known] if known and known not in failures else []
     for failure in failures[:-1]:
         print(f"vlp-bench: {failure}", file=sys.stderr)
     if failures:
@@ -146,6 +152,17 @@ def complete(arguments: list[str]) -> int:
             return 0
         os.environ["COMP_LINE"] = line.replace(f" {typed}", "", 1)
     return run_verb(typed if typed in VERBS else "pretrain", arguments, [sys.argv[0], *arguments])
+
+
+def _objective(cfg: Any, result: Any) -> Any:
+    """What a sweeper is told of a run that has left `result`, its directory; else `result`."""
+    from pathlib import Path
+
+    from vlp_bench.engine.sweep import objective
+
+    if isinstance(result, Path) and "objective" in cfg:
+        return objective(result, cfg.objective.metric, cfg.objective.direction)
+    return result
 
 
 def _user_error(error: BaseException | None) -> UserError | None:

@@ -19,10 +19,13 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from hydra_plugins.vlp_bench_launcher.launcher import VlpBenchLauncher
 from vlp_bench.errors import UserError
 from vlp_bench.files import digest
 
 CONF = "vlp_bench.conf"
+#: What composing raises.
+ERRORS = (HydraException, OmegaConfBaseException)
 #: Keys that say where and on what a run happens, not what it is.
 INCIDENTAL = (
     "hydra",
@@ -38,6 +41,8 @@ INCIDENTAL = (
     "divergence",
     "gradient_cache",
 )
+#: Those of them that do not tell two sweeps apart either.
+_ELSEWHERE = set(INCIDENTAL) - {"experiment"}
 DEVICES = ("accelerator", "devices", "num_nodes", "strategy", "enable_progress_bar", "log_every_n_steps")
 #: Keys whose value may be a path, which stands for what lies there.
 PATHS = ("dir", "raw_dir", "backbone", "weights", "vocab")
@@ -57,8 +62,12 @@ class ExtensionPath(SearchPathPlugin):
 def register() -> None:
     """Make the resolvers and the extensions known to Hydra; may be called again."""
     OmegaConf.register_new_resolver("run_name", lambda *, _root_: run_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("sweep_name", lambda *, _root_: sweep_name(_root_), replace=True)
+    OmegaConf.register_new_resolver("absolute", lambda path: str(Path(path).absolute()), replace=True)
     OmegaConf.register_new_resolver("recipe", lambda key, *, _root_: recipe(_root_, key), replace=True)
     Plugins.instance().register(ExtensionPath)
+    # Hydra's own scan does not look into an editable install
+    Plugins.instance().register(VlpBenchLauncher)
 
 
 def recipe(cfg: DictConfig, key: str) -> Any:
@@ -81,6 +90,15 @@ def recipe(cfg: DictConfig, key: str) -> Any:
 def run_name(cfg: DictConfig) -> str:
     """The last part of a run's directory: what it is called, and a hash of what it is."""
     return f"{cfg.name}-{digest(identity(cfg), 8)}"
+
+
+def sweep_name(cfg: DictConfig) -> str:
+    """The last part of a sweep's directory: the verb, and a hash of what the command line asks for, in any order."""
+    said = [o for o in cfg.hydra.overrides.task if o.lstrip("+~").split(".")[0].split("=")[0] not in _ELSEWHERE]
+    said += [
+        o for o in cfg.hydra.overrides.hydra if o.lstrip("+").startswith(("hydra.sweeper.params", "hydra/sweeper"))
+    ]
+    return f"{cfg.verb}-{digest(sorted(said), 8)}"
 
 
 def identity(cfg: DictConfig, only: Sequence[str] | None = None) -> dict[str, Any]:
@@ -240,3 +258,7 @@ def shadowed(config_dir: Path) -> list[str]:
         for f in files
         if (root / f).is_file()
     ]
+
+
+# where another launcher runs a job in a process of its own, this module is imported and nobody calls `register`
+register()

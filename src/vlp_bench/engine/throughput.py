@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from vlp_bench.distributed import gather
 from vlp_bench.engine.curves import Curves
 
 #: Dense peaks in FLOP/s by a part of the device's name: (float32, TF32, 16 bit), from NVIDIA's data sheets, where
@@ -215,12 +216,12 @@ class Throughput(Callback):
         if trainer.global_step != self.step:
             self.step = trainer.global_step
             if self.step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self.write(trainer, pl_module)
+                self.write(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write what is left."""
         if self.marks:
-            self.write(trainer, pl_module)
+            self.write(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Listen no more."""
@@ -231,15 +232,14 @@ class Throughput(Callback):
         """The same; Lightning tears nothing down then."""
         self.teardown(trainer, pl_module, "fit")
 
-    def write(self, trainer: Trainer, module: LightningModule) -> None:
+    def write(self, trainer: Trainer) -> None:
         """End a window: the one place where a GPU is waited for and the processes talk."""
         self.clock.settle()
         spans = [(self.clock.seconds(a, c), self.clock.seconds(a, b)) for a, b, c in self.marks]
         busy, wait = (sum(times) for times in zip(*spans, strict=True))
         device = trainer.strategy.root_device
         own = [busy, wait, float(self.images), float(self.tokens), memory(device), len(self.marks)]
-        everybody: Any = module.all_gather(torch.tensor(own, device=device))
-        row = _row(everybody.view(-1, len(own)).cpu(), self.flops, self.peak)
+        row = _row(gather(torch.tensor([own], device=device)).cpu(), self.flops, self.peak)
         self.marks, self.images, self.tokens = [], 0, 0
         # Lightning, too, numbers a step from 0
         step = trainer.global_step - 1

@@ -1,0 +1,1 @@
+"""Hydra finds the launcher of vlp-bench here."""
