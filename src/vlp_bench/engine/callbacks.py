@@ -36,8 +36,8 @@ class Study(Callback):
         if about.study_name not in known:
             return
         study = optuna.load_study(about.study_name, about.storage)
-        for trial in study.get_trials(states=[TrialState.RUNNING]):
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
             study.enqueue_trial(trial.params)
         with read_write(about):
-            about.n_trials = max(0, about.n_trials - len(study.get_trials(states=[TrialState.COMPLETE])))
+            about.n_trials = max(0, about.n_trials - len(study.get_trials(states=(TrialState.COMPLETE,))))
