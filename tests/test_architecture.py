@@ -20,7 +20,8 @@ MAY_IMPORT = {
     "encoders": {"types", "encoders", "data"},
     "methods": {"types", "methods", "encoders", "losses", "optim", "distributed"},
     "tasks": {"types", "tasks", "encoders", "data", "losses", "metrics", "optim"},
-    "report": {"report", "metrics", "vocabulary"},
+    "report": {"report", "metrics", "published", "vocabulary"},
+    "published": set(),
     "vocabulary": set(),
     "config": set(),
 }

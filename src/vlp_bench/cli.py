@@ -18,6 +18,7 @@ VERBS = {
     "evaluate": ("evaluate a backbone on a task", "vlp_bench.engine.evaluate:evaluate"),
     "benchmark": ("run a plan of many cells, with its report", "vlp_bench.engine.benchmark:benchmark"),
     "report": ("run folders to one self-contained page", "vlp_bench.engine.tools:report"),
+    "compare": ("our cells beside published numbers", "vlp_bench.engine.compare:compare"),
     "export": ("write a bundle to a folder of its own", "vlp_bench.engine.tools:export"),
     "embed": ("features of new images to a table", "vlp_bench.engine.tools:embed"),
     "doctor": (

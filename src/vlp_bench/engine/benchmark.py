@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from vlp_bench.config import compose_verb, plain, run_name
-from vlp_bench.engine import evaluate, pretrain
-from vlp_bench.engine.progress import bars, console
+from vlp_bench.engine import evaluate, pretrain, projection
+from vlp_bench.engine.progress import bars, console, counted
 from vlp_bench.errors import Interrupted, NotApplicable, UserError
 
 
@@ -22,6 +23,7 @@ class Job:
     verb: str
     overrides: tuple[str, ...]
     label: str
+    optional: str = ""  # the backbone, if the plan can do without it
 
     def compose(
         self, runs: Path, cache: Path, config_dir: Path | None, asked: Sequence[str] = ()
@@ -29,8 +31,14 @@ class Job:
         """Its configuration and its directory; of overrides of one key the last counts, `asked` after the plan's."""
         paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
         last = {override.partition("=")[0]: override for override in (*self.overrides, *asked, *paths)}
-        cfg = compose_verb(self.verb, list(last.values()), config_dir)
+        cfg = _composed(self.verb, tuple(last.values()), config_dir)
         return cfg, runs / self.verb / run_name(cfg)
+
+
+@cache
+def _composed(verb: str, overrides: tuple[str, ...], config_dir: Path | None) -> DictConfig:
+    """Composed once, though a plan is looked at before it is run."""
+    return compose_verb(verb, list(overrides), config_dir)
 
 
 def pretraining_jobs(plan: Mapping[str, Any]) -> dict[str, Job]:
@@ -52,7 +60,8 @@ def evaluation_jobs(plan: Mapping[str, Any], bundles: Mapping[str, Path]) -> Ite
         for backbone in grid["backbones"]:
             for point in _points(grid):
                 for extra in _backbone(backbone, plan, bundles):
-                    yield Job("evaluate", (*common, *point, *extra), f"{name} {backbone}")
+                    optional = backbone if backbone in (plan.get("optional") or ()) else ""
+                    yield Job("evaluate", (*common, *point, *extra), f"{name} {backbone}", optional)
 
 
 def _points(grid: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -75,49 +84,94 @@ def _backbone(name: str, plan: Mapping[str, Any], bundles: Mapping[str, Path]) -
     return [(f"backbone={name}",)]
 
 
-def run_plan(
+def planned(
     plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None, asked: Sequence[str] = ()
-) -> list[tuple[Job, str]]:
-    """Run everything that is not done yet, with the overrides `asked` in every job; return what failed, and why.
+) -> Iterator[tuple[str, DictConfig, Path]]:
+    """Every job as it will be run: what it costs like, its configuration, its directory."""
+    bundles, networks = {}, {}
+    for key, job in pretraining_jobs(plan).items():
+        cfg, bundles[key] = job.compose(runs, cache, config_dir, asked)
+        networks[str(bundles[key])] = f"{cfg.vision.name} {cfg.vision.image_size} px"
+        yield f"pre-train {cfg.method.name}, {networks[str(bundles[key])]}", cfg, bundles[key]
+    for job in evaluation_jobs(plan, bundles):
+        cfg, out = job.compose(runs, cache, config_dir, asked)
+        network = networks.get(str(cfg.backbone), f"{cfg.vision.name} {cfg.vision.image_size} px")
+        yield f"{cfg.task.name} on {cfg.target.name}, {cfg.adaptation.name}, {network}", cfg, out
 
-    A failed job never stops the others; cells of a failed pre-training run are left out.
-    """
-    failed: list[tuple[Job, str]] = []
 
-    def run(job: Job) -> Path | None:
+class _Runner:
+    """Runs jobs and keeps what failed; `gone` are optional backbones that could not be had, with the reason."""
+
+    def __init__(self, *where: Any) -> None:
+        self.where = where
+        self.failed: list[tuple[Job, str]] = []
+        self.gone: dict[str, str] = {}
+
+    def run(self, job: Job) -> Path | None:
+        """Its directory, or None if it failed."""
         try:
-            cfg, out = job.compose(runs, cache, config_dir, asked)
-            verb = pretrain if job.verb == "pretrain" else evaluate
-            if verb.finished(out) is None:
-                verb.run(cfg, out)
-            return out
+            cfg, out = job.compose(*self.where)
+            return out if self._run(job, cfg, out) else None
         except NotApplicable as reason:
             evaluate.not_applicable(cfg, out, str(reason))
             return out
         except Interrupted:
             raise
         except UserError as error:
-            failed.append((job, str(error)))
+            if job.optional:
+                self.gone[job.optional] = str(error)
+            else:
+                self.failed.append((job, str(error)))
             return None
 
+    def _run(self, job: Job, cfg: DictConfig, out: Path) -> bool:
+        verb = pretrain if job.verb == "pretrain" else evaluate
+        if verb.finished(out) is not None or job.optional in self.gone:
+            return True
+        if absent := projection.missing_data(cfg):
+            self.failed.append((job, f"its data is not there ({absent})"))
+            return False
+        verb.run(cfg, out)
+        return True
+
+    def say(self) -> None:
+        """What failed, once for all jobs with the same reason."""
+        for backbone, reason in self.gone.items():
+            console.print(f"no row of {backbone}: {reason}", style="yellow", soft_wrap=True)
+        by_reason: dict[str, list[Job]] = {}
+        for job, reason in self.failed:
+            by_reason.setdefault(reason, []).append(job)
+        for reason, jobs in by_reason.items():
+            more = f" and {len(jobs) - 1} more" if len(jobs) > 1 else ""
+            console.print(f"failed: {jobs[0].label}{more}: {reason}", style="red", soft_wrap=True)
+
+
+def run_plan(
+    plan: Mapping[str, Any], runs: Path, cache: Path, config_dir: Path | None = None, asked: Sequence[str] = ()
+) -> list[tuple[Job, str]]:
+    """Run everything that is not done yet, with the overrides `asked` in every job; return what failed, and why.
+
+    A failed job never stops the others; cells of a failed pre-training run are left out, and so are, after the first
+    failure, those of a backbone that is `optional` in the plan, which does not count as one.
+    """
+    runner = _Runner(runs, cache, config_dir, asked)
     bundles: dict[str, Path] = {}
     with bars() as display:
         jobs = pretraining_jobs(plan)
         whole = display.add_task("plan", total=len(jobs) + _count(plan))
         for key, job in jobs.items():
             display.update(whole, description=job.label)
-            if (out := run(job)) is not None:
+            if (out := runner.run(job)) is not None:
                 bundles[key] = out
             display.advance(whole)
         cells = list(evaluation_jobs(plan, bundles))
         display.update(whole, total=len(jobs) + len(cells))
         for job in cells:
             display.update(whole, description=job.label)
-            run(job)
+            runner.run(job)
             display.advance(whole)
-    for job, reason in failed:
-        console.print(f"failed: {job.label}: {reason}", style="red", soft_wrap=True)
-    return failed
+    runner.say()
+    return runner.failed
 
 
 def _count(plan: Mapping[str, Any]) -> int:
@@ -137,10 +191,26 @@ def benchmark(cfg: DictConfig) -> None:
     """
     plan = _plan(cfg)
     runs = Path(cfg.runs)
-    failed = run_plan(plan, runs, Path(cfg.paths.cache), _user_config_dir(), _trainer_overrides())
+    where = (runs, Path(cfg.paths.cache), _user_config_dir(), _trainer_overrides())
+    if cfg.estimate or cfg.dry:
+        with counted("looking at the plan") as progress:
+            total = _count(plan) + len(pretraining_jobs(plan))
+            jobs = [progress(i, total) or job for i, job in enumerate(planned(plan, *where), 1)]
+        _foretell(plan, projection.outlook(jobs, measure=bool(cfg.estimate and plan.get("estimate", True))))
+    if cfg.dry:
+        return
+    failed = run_plan(plan, *where)
+    if not any(runs.rglob("result.json")):
+        raise UserError(f"{len(failed)} jobs of the plan failed (listed above), and no cell has a result.")
     _finish(runs, plan.get("title") or f"Plan {plan['name']}")
     if failed:
         raise UserError(f"{len(failed)} jobs of the plan failed (listed above); the same command tries them again.")
+
+
+def _foretell(plan: Mapping[str, Any], found: projection.Outlook) -> None:
+    console.print(found.table(plan.get("title") or f"Plan {plan['name']}"))
+    for line in found.sentences():
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def demo(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from vlp_bench.config import plain
+from vlp_bench.config import identity, plain
 from vlp_bench.data.datamodule import MimicCxrDataModule
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders import bundle
@@ -24,7 +24,7 @@ from vlp_bench.engine.progress import console
 from vlp_bench.engine.provenance import provenance
 from vlp_bench.engine.throughput import Throughput
 from vlp_bench.errors import Stopped, UserError
-from vlp_bench.files import read_json, write_json
+from vlp_bench.files import digest, read_json, write_json
 from vlp_bench.methods.base import VLPMethod
 
 log = logging.getLogger(__name__)
@@ -62,7 +62,8 @@ def run(cfg: DictConfig, out: Path) -> Path:
         "inputs": plain(cfg.method.inputs),
         "private": data.private,
         "data": {"name": cfg.data.name, "split": data.split} | data.manifest["plan"],
-        "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")},
+        "provenance": {k: about[k] for k in ("commit", "config_hash", "data_fingerprint", "versions")}
+        | {"recipe": digest({k: v for k, v in identity(cfg).items() if k != "seed"}, 6)},
     }
     module.record = {"config": plain(cfg), "meta": meta}
     module_data = data_module(cfg, data, module)
@@ -121,7 +122,8 @@ def _finish(cfg: DictConfig, trainer: Trainer, module: Any, out: Path, meta: dic
         best, steps = out / "checkpoints" / "best.ckpt", trainer.global_step
         if cfg.select != "last" and best.is_file():
             module.load_state_dict(torch.load(best, "cpu", weights_only=True)["state_dict"])
-        training = {"steps": steps, "epochs": trainer.current_epoch}
+        training = {"steps": steps, "epochs": trainer.current_epoch, "select": cfg.select}
+        training["batch_size"] = cfg.data.batch_size * trainer.world_size * cfg.trainer.accumulate_grad_batches
         training |= {k: about[k] for k in ("wall_seconds", "cpu_seconds", "throughput")}
         digest = bundle.save(out / "bundle", module.parts(), meta | {"training": training})
         record = {"schema": 1, "verb": "pretrain", **meta, "bundle_hash": digest, "training": training}

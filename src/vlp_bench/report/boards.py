@@ -229,12 +229,22 @@ def _identity(e: Evaluation, members: Sequence[Evaluation]) -> tuple[str, ...]:
 
 
 def _pretraining(e: Evaluation) -> tuple[str, ...]:
-    return (e.backbone, e.method, e.variant, e.fact("data_fingerprint"), e.fact("pretrain", "steps"))
+    recipe = e.fact("pretrain", "provenance", "recipe")
+    return (e.backbone, e.method, e.variant, e.fact("data_fingerprint"), e.fact("pretrain", "steps"), recipe)
 
 
 def _notes(identities: Sequence[tuple[str, ...]]) -> dict[tuple[str, ...], str]:
     """Say what sets rows of the same name apart; rows with a name of their own need no note."""
-    kinds = ("", "method", "variant", "pre-training data", "pre-training steps", "weights", "recipe")
+    kinds = (
+        "",
+        "method",
+        "variant",
+        "pre-training data",
+        "pre-training steps",
+        "pre-training recipe",
+        "weights",
+        "recipe",
+    )
     several_recipes = len({identity[-1] for identity in identities}) > 1
     notes = {}
     for identity in identities:

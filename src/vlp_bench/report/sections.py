@@ -9,6 +9,7 @@ from vlp_bench.report import svg
 from vlp_bench.report.boards import BOOTSTRAP, RANGE, STUDENT, Board, Cell, Group, Row
 from vlp_bench.report.collect import Curve, Evaluation, Picture, Pretraining, Unreadable
 from vlp_bench.report.comparison_tables import comparisons_table, refusals, spread_table
+from vlp_bench.report.fairness import fairness
 from vlp_bench.report.markup import Markup, render, tag
 from vlp_bench.report.tables import (
     TIES,
@@ -182,6 +183,7 @@ def _board_notes(board: Board) -> Markup:
         notes.append(f"Repeats of the same draw and seed count once, the newest: left out {'; '.join(board.repeats)}.")
     seen = dict.fromkeys(reason for _, _, cell in board.cells() for reason in cell.exposure)
     notes += [f"Seen before: {reason}." for reason in seen]
+    notes += fairness(board)
     return render([tag("p", note, class_="note") for note in notes])
 
 

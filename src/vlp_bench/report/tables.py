@@ -21,6 +21,7 @@ from vlp_bench.report.boards import (
     trivial_cell,
 )
 from vlp_bench.report.collect import Evaluation
+from vlp_bench.report.fairness import fairness
 from vlp_bench.report.wording import (
     fraction_name,
     metric_name,
@@ -88,7 +89,8 @@ def leaderboard_table(board: Board) -> Table:
             cells = [row.cells.get(f) for f in board.fractions]
             rows.append((name, *(cell_text(cell, board.metric) for cell in cells)))
             records += [_record(board, group, row, f, row.cells[f]) for f in board.fractions if f in row.cells]
-    return Table(board.slug, f"{board.title}: {metric_name(board.metric)}", columns, tuple(rows), tuple(records))
+    title = f"{board.title}: {metric_name(board.metric)}"
+    return Table(board.slug, title, columns, tuple(rows), tuple(records), tuple(fairness(board)))
 
 
 def _record(board: Board, group: Group, row: Row, fraction: float | None, cell: Cell) -> dict[str, Any]:
