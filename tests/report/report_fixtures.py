@@ -113,10 +113,13 @@ def write_predictions(folder: Path, labels=LABELS, n=120):
     pd.DataFrame(columns).to_parquet(folder / "predictions.parquet")
 
 
-def write_scored(folder: Path, name, quality, *, items=200, chosen=None, noise=0, labels=("x", "y"), **changes):
+def write_scored(
+    folder: Path, name, quality, *, items=200, chosen=None, noise=0, labels=("x", "y"), chances=False, **changes
+):
     """A run whose predictions and result belong together; `quality` sets how well its scores follow the targets.
 
-    Runs share the items and their difficulty; `noise` seeds what is a run's own, `chosen` keeps some items only.
+    Runs share the items and their difficulty; `noise` seeds what is a run's own, `chosen` keeps some items only,
+    `chances` turns the scores into probabilities.
     """
     shared = np.random.default_rng(7)
     targets = (shared.random((items, len(labels))) < 0.4).astype(float)
@@ -126,7 +129,11 @@ def write_scored(folder: Path, name, quality, *, items=200, chosen=None, noise=0
     targets[::17, 0] = np.nan
     patients = np.array([f"p{i // 2}" for i in range(items)])
     rows = np.arange(items) if chosen is None else np.asarray(chosen)
-    table = pd.DataFrame({"item_id": [f"i{i}" for i in rows], "patient_id": patients[rows]})
+    table = pd.DataFrame({"item_id": [f"i{i}" for i in rows], "patient_id": patients[rows]}).assign(
+        view=np.where(rows % 2, "AP", "PA"), sex=np.array(["F", "M"])[rows // 2 % 2], age=rows // 2 % 85 + 0.0
+    )
+    if chances:
+        scores = 1 / (1 + np.exp(1 - scores))
     for k, label in enumerate(labels):
         table[f"score_{label}"], table[f"target_{label}"] = scores[rows, k].astype(np.float32), targets[rows, k]
     metrics = classification_metrics(
@@ -139,6 +146,7 @@ def write_scored(folder: Path, name, quality, *, items=200, chosen=None, noise=0
         resamples=100,
     )
     result = classification(name, changes.pop("fraction", 0.01), labels=list(labels), **changes)
+    result["facts"] = result.get("facts", {}) | {"probabilities": chances}
     write_result(folder, result | {"metrics": metrics})
     table.to_parquet(folder / "predictions.parquet", index=False)
     return table
@@ -195,6 +203,45 @@ def write_pictures(folder: Path):
         caption = f"Where the model looks for the word “{word}” in the report."
         listed.append({"file": f"p{i}.png", "caption": caption, "group": "Attention, mgca resnet18"})
     (pictures / "index.json").write_text(json.dumps(listed))
+
+
+def robustness(clean, losses):
+    """What an evaluation says of worse images: what is lost at severity 1, by corruption; twice that at 2."""
+    found = {
+        name: {
+            str(severity): {"value": entry(clean - severity * loss), "drop": entry(severity * loss, 0.005)}
+            for severity in (1, 2)
+        }
+        for name, loss in losses.items()
+    }
+    return {"metric": "auroc", "clean": entry(clean), "corruptions": found}
+
+
+def write_ranked(folder: Path, name, value, column, values, **changes):
+    """A retrieval or grounding whose predictions hold one column of numbers."""
+    write_result(folder, retrieval(name, value, **changes))
+    table = pd.DataFrame({"item_id": [f"i{i}" for i in range(len(values))], "patient_id": "p", column: values})
+    table.to_parquet(folder / "predictions.parquet", index=False)
+
+
+def write_everything(root: Path) -> Path:
+    """A run of every kind, under two protocols, with predictions and worse images."""
+    write_runs(root)
+    rng = np.random.default_rng(0)
+    for k, (name, quality) in enumerate(
+        {"mgca resnet18": 1.5, "convirt resnet18": 1.4, "random resnet18": 0.4}.items()
+    ):
+        for fraction in (0.1, 1.0):
+            facts = {"robustness": robustness(0.7 - k / 20, {"blur": 0.02, "noise": 0.05 + k / 100})}
+            write_scored(
+                root / "scored" / f"{k}-{fraction}", name, quality + fraction / 3, noise=k, chances=True, items=400,
+                protocol="honest", target="synthetic", fraction=fraction, facts=facts,
+            )  # fmt: skip
+        ranks = np.ceil(rng.random(200) ** (2 + quality) * 600)
+        write_ranked(root / "ranked" / str(k), name, quality / 5, "rank_i2t", ranks, target="synthetic")
+        ious = rng.random(90) ** (3 - quality)
+        write_ranked(root / "boxes" / str(k), name, quality / 5, "mean_box_iou", ious, task="grounding")
+    return root
 
 
 def write_runs(root: Path) -> Path:

@@ -22,6 +22,7 @@ from vlp_bench.report.wording import (
     rises,
     sentence,
     short,
+    signed,
     words,
 )
 
@@ -270,3 +271,24 @@ def test_what_cannot_be_measured_is_a_dash_with_its_reason(tmp_path):
     table = leaderboard_table(board)
     assert table.rows[1][1] == "–"
     assert why in table.rows[1][0]
+
+
+def test_every_table_is_latex_of_equal_columns_and_says_nothing_to_latex(tmp_path):
+    name = r"100%_a & b\c{d}#$~^"
+    board = only_board(tmp_path, fake.classification(name, 0.01, value=0.8), fake.classification("b", 0.01, value=0.6))
+    for table in (leaderboard_table(board), measures_table(board), labels_table(board)):
+        lines = table.latex().splitlines()
+        body = [line for line in lines if line.endswith(r" \\")]
+        assert len(body) == len(table.rows) + 1
+        for line in body:
+            assert line.replace(r"\&", "").count("&") == len(table.columns) - 1
+        assert [lines.count(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")] == [1, 1, 1]
+    text = leaderboard_table(board).latex()
+    assert r"100\%\_a \& b\textbackslash{}c\{d\}\#\$\textasciitilde{}\textasciicircum{}" in text
+    assert r"\textbf{0.800} (0.780--0.820)" in text
+    assert r"1\,\% &" in text or r"1\,\% \\" in text
+
+
+def test_values_that_round_to_nothing_have_no_sign():
+    assert [number(v, "x") for v in (-0.0001, 0.0, -0.002)] == ["0.000", "0.000", "\u22120.002"]
+    assert [signed(v, "x") for v in (-0.0001, 0.0001, 0.002)] == ["0.000", "0.000", "+0.002"]

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 from PIL import Image
 
+from vlp_bench.data.persons import persons
 from vlp_bench.data.prepare import DIVISION, ROWS_PER_PIECE, SECTIONS, VERSION, read_arrow
 from vlp_bench.data.remote import fetch
 from vlp_bench.data.reports import (
@@ -235,6 +236,11 @@ class PreparedData:
         table["split"] = self._index[DIVISION + self.split].to_numpy() if self.split else own
         table["frontal"] = table["view"].isin(FRONTAL)
         return table
+
+    @cached_property
+    def persons(self) -> pd.DataFrame:
+        """One row an image: `view`, `sex` (F or M), `age` (years); empty or nan where the source did not say."""
+        return persons(self.images["extra"]).assign(view=self.images["view"])
 
     @cached_property
     def _studies(self) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import WandbLogger
 from vlp_bench import vocabulary
 from vlp_bench.config import compose_verb, identity, plain
 from vlp_bench.data.catalogue import overlap
+from vlp_bench.data.corruptions import chosen
 from vlp_bench.data.store import PreparedData
 from vlp_bench.encoders.bundle import Encoders, stored_size
 from vlp_bench.engine import build, compute, tracking
@@ -25,6 +26,7 @@ from vlp_bench.engine.throughput import Throughput
 from vlp_bench.errors import UserError
 from vlp_bench.files import digest, read_json, whole, write_json
 from vlp_bench.tasks.base import Cell, Outcome, Picture, Target, Task
+from vlp_bench.tasks.robustness import robustness
 
 SCHEMA = 1
 #: What evaluations must share to be comparable, beside the target's data and TARGET_KEYS.
@@ -51,6 +53,8 @@ def run(cfg: DictConfig, out: Path) -> Path:
     build.verify(cfg)
     if not 0 < cfg.label_fraction <= 1:
         raise UserError(f"label_fraction={cfg.label_fraction}: expected a share above 0 and at most 1.")
+    task = build.task(cfg)
+    worse = _worse(cfg, task)
     build.seed(cfg.seed)
     started = time.monotonic()
     about = provenance(cfg)
@@ -85,13 +89,22 @@ def run(cfg: DictConfig, out: Path) -> Path:
             **more,
         ),
     )
-    task = build.task(cfg)
     loggers = tracking.wandb(cfg, out, encoders.meta, _cell(cfg))
     with tracking.recorded(loggers):
         outcome = task.run(cell)
+        if worse:
+            outcome.facts["robustness"] = robustness(cell, task, worse)
         about |= _measured(cfg, store, encoders) | {"wall_seconds": round(time.monotonic() - started, 1)}
         _leave(cfg, cell, task, outcome, about, loggers)
     return out
+
+
+def _worse(cfg: DictConfig, task: Task) -> list[str]:
+    """The corruptions that are asked for; refused where the task cannot score images again."""
+    worse = chosen(cfg.robustness or [])
+    if worse and not task.rescores:
+        raise UserError(f"robustness= is for task=classification and zero_shot; task={cfg.task.name} has no such pass.")
+    return worse
 
 
 def _leave(

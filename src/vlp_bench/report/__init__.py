@@ -12,6 +12,8 @@ from vlp_bench.report.boards import boards
 from vlp_bench.report.collect import collect
 from vlp_bench.report.compare import compared
 from vlp_bench.report.comparison_tables import comparisons_table, spread_table
+from vlp_bench.report.evidence import studied
+from vlp_bench.report.evidence_tables import calibration_table, robustness_table, subgroups_table
 from vlp_bench.report.page import write_page
 from vlp_bench.report.tables import console_table, labels_table, leaderboard_table, measures_table
 
@@ -58,13 +60,23 @@ def build_report(
             `statistics` is unknown.
     """
     found = collect(runs)
-    all_boards = [compared(board, statistics, resamples) for board in boards(found.evaluations)]
-    writers = (leaderboard_table, comparisons_table, spread_table, measures_table, labels_table)
+    all_boards = [studied(compared(board, statistics, resamples), resamples) for board in boards(found.evaluations)]
+    writers = (
+        leaderboard_table,
+        comparisons_table,
+        spread_table,
+        measures_table,
+        labels_table,
+        subgroups_table,
+        calibration_table,
+        robustness_table,
+    )
     tables = [table for board in all_boards for write in writers if (table := write(board)) is not None]
     files = {}
     for table in tables:
         files[f"tables/{table.slug}.md"] = table.markdown()
         files[f"tables/{table.slug}.csv"] = table.csv()
+        files[f"tables/{table.slug}.tex"] = table.latex()
     files["tables/index.json"] = json.dumps({t.slug: t.title for t in tables}, indent=1, ensure_ascii=False) + "\n"
     files["index.html"] = write_page(found, all_boards, title)
     out = Path(out)
@@ -114,6 +126,6 @@ def _remove_stale(folder: Path, files: dict[str, str]) -> None:
     except (OSError, ValueError):
         return
     for slug in listed if isinstance(listed, dict) else ():
-        for name in (f"{slug}.md", f"{slug}.csv"):
+        for name in (f"{slug}.md", f"{slug}.csv", f"{slug}.tex"):
             if Path(name).name == name and f"tables/{name}" not in files:
                 (folder / name).unlink(missing_ok=True)

@@ -8,6 +8,7 @@ best. Runs are averaged only when they differ in nothing but draw and seeds.
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import stdtrit
@@ -15,6 +16,9 @@ from scipy.special import stdtrit
 from vlp_bench.metrics import Difference
 from vlp_bench.report.collect import CAVEATS, Evaluation, Metric
 from vlp_bench.report.wording import rises, sentence, short, words
+
+if TYPE_CHECKING:
+    from vlp_bench.report.evidence import Evidence
 
 BOOTSTRAP, RANGE, STUDENT = "bootstrap", "range", "t"
 TRIVIAL = "trivial answer"
@@ -120,11 +124,14 @@ class Board:
     repeats: tuple[str, ...] = ()
     caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)
     statistics: str = ""
+    evidence: "tuple[Evidence, ...]" = ()  # of each group, where it was looked for
 
     @property
     def title(self) -> str:
         """What is compared, in words."""
         parts = [sentence(words(self.task)), self.target, words(self.adaptation)]
+        if self.protocol not in ("", "honest"):  # the rule needs no mention, a published protocol does
+            parts.append(words(self.protocol))
         return " · ".join(part for part in parts if part not in ("", "none"))
 
     def cells(self) -> Iterable[tuple[Row, float | None, Cell]]:

@@ -56,6 +56,8 @@ class Evaluation:
     caveats: dict[str, tuple[str, ...]] = field(default_factory=dict)  # of the protocol, by CAVEATS
     baselines: dict[str, dict[str, Metric]] = field(default_factory=dict)  # further trivial answers by name
     not_applicable: str = ""  # why there is no value
+    probabilities: bool = False  # whether the scores of its predictions are said to be some
+    robustness: dict[str, Any] = field(default_factory=dict)  # what is left on worse images, see `robustness.py`
     exposure: tuple[str, ...] = ()  # why test images may have been seen before
     predictions: Path | None = None  # the file with one row per test item, where it was kept
 
@@ -208,6 +210,8 @@ def _read_evaluations(folder: Path, name: str, unreadable: list[Unreadable]) -> 
             caveats=caveats,
             baselines={_text(k): _read_metrics(v) for k, v in (facts.get("baselines") or {}).items()},
             not_applicable=_text(facts.get("not_applicable")),
+            probabilities=facts.get("probabilities") is True,
+            robustness=_read_robustness(facts.get("robustness")),
             exposure=tuple(map(_text, provenance.get("exposure") or ())),
             predictions=predictions if predictions.is_file() else None,
         )
@@ -294,6 +298,25 @@ def _read_protocol(data: Any) -> tuple[Any, dict[str, tuple[str, ...]]]:
         if not isinstance(data.get(kind) or (), list | tuple):
             raise ValueError(f"the protocol's {kind} are not a list")
     return data.get("name"), {kind: tuple(map(_text, data.get(kind) or ())) for kind in CAVEATS}
+
+
+def _read_robustness(data: Any) -> dict[str, Any]:
+    """Check the shape of what was measured on worse images: `metric`, `clean`, and entries by corruption, severity."""
+    if not data:
+        return {}
+    corruptions = data.get("corruptions") if isinstance(data, dict) else None
+    if not isinstance(corruptions, dict) or not all(isinstance(s, dict) for s in corruptions.values()):
+        raise ValueError("robustness must hold metric, clean and corruptions")
+    found = {
+        (_text(name), int(severity)): _read_metrics(entries)
+        for name, severities in corruptions.items()
+        for severity, entries in severities.items()
+    }
+    return {
+        "metric": _text(data.get("metric")),
+        "clean": _read_metrics({"value": data["clean"]})["value"],
+        "found": found,
+    }
 
 
 def _read_metrics(data: Any) -> dict[str, Metric]:

@@ -4,34 +4,28 @@ Rows are compared on the predictions that their runs kept, item by item, and onl
 targets are the same. What cannot be compared is named with its reason, and keeps the coarser rule of its intervals.
 """
 
-import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vlp_bench.errors import UserError
 from vlp_bench.metrics import (
     Difference,
-    auroc_statistic,
     bootstrap_difference,
     bootstrap_t_difference,
     delong,
     holm,
-    mean_statistic,
     paired_bootstrap,
     rank_intervals,
     t_difference,
 )
 from vlp_bench.metrics.bootstrap import Patients
-from vlp_bench.metrics.paired import Statistic
 from vlp_bench.report.boards import NOISE, OVERLAP, Board, Cell, Group, Pair, Refused
 from vlp_bench.report.collect import Evaluation
+from vlp_bench.report.predictions import Predictions, Unusable, read
 from vlp_bench.report.wording import counted, metric_name, rises
 
 #: Choices of `statistics=`, in words.
@@ -51,39 +45,6 @@ WORK = 1_000_000_000  # scores weighted in all resamples of a column, where COAR
 
 Runs = Mapping[int, Sequence[Evaluation]]
 Found = tuple[dict[tuple[int, int], Difference], dict[int, str]]
-
-
-class _NotCompared(Exception):
-    """Why a row takes no part in the comparison."""
-
-
-@dataclass(frozen=True)
-class _Predictions:
-    """The test items of one run, sorted by name, and what it predicted.
-
-    That is scores (N, L), values (N,) to average, or something that gives the statistic itself.
-    """
-
-    items: NDArray[np.str_]
-    patients: NDArray[np.str_]
-    targets: NDArray[np.float64]
-    scores: NDArray[np.float64] | None
-    values: NDArray[np.float64]
-    given: Callable[[Patients], Statistic] | None = None
-
-    @property
-    def key(self) -> str:
-        """A hash of what must be the same for two runs to be compared."""
-        parts = ("\n".join(self.items), "\n".join(self.patients), np.nan_to_num(self.targets, nan=-1.0).tobytes())
-        return hashlib.sha256(b"\0".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()
-
-    def statistic(self, patients: Patients) -> Statistic:
-        """The metric as a function of how often each patient counts."""
-        if self.scores is not None:
-            return auroc_statistic(self.scores, self.targets, patients)
-        if self.given is not None:
-            return self.given(patients)
-        return mean_statistic(self.values, patients)
 
 
 def compared(board: Board, statistics: str = "honest", resamples: int = 1000) -> Board:
@@ -134,14 +95,14 @@ def _compare(column: Runs, metric: str, statistics: str, resamples: int, family:
     """Compare all rows of a column that can be."""
     if statistics in ("t_test", "welch"):
         return _by_runs(column, metric, statistics == "t_test")
-    samples: dict[int, list[_Predictions]] = {}
+    samples: dict[int, list[Predictions]] = {}
     reasons: dict[int, str] = {}
     for row, runs in column.items():
         try:
-            samples[row] = [_read(run, metric) for run in runs]
+            samples[row] = [read(run, metric) for run in runs]
             if statistics == "delong" and any(run.scores is None for run in samples[row]):
-                raise _NotCompared(f"DeLong's test is one of AUROC, and this is {metric_name(metric)}")
-        except _NotCompared as reason:
+                raise Unusable(f"DeLong's test is one of AUROC, and this is {metric_name(metric)}")
+        except Unusable as reason:
             reasons[row] = str(reason)
     reasons |= _differing(samples)
     samples = {row: sample for row, sample in samples.items() if row not in reasons}
@@ -156,7 +117,7 @@ def _compare(column: Runs, metric: str, statistics: str, resamples: int, family:
     return _by_resamples(samples, max(resamples, affordable)), reasons
 
 
-def _by_resamples(samples: dict[int, list[_Predictions]], resamples: int) -> dict[tuple[int, int], Difference]:
+def _by_resamples(samples: dict[int, list[Predictions]], resamples: int) -> dict[tuple[int, int], Difference]:
     first = next(iter(samples.values()))[0]
     patients = Patients.of(first.patients)
     runs = [[run.statistic(patients) for run in sample] for sample in samples.values()]
@@ -168,7 +129,7 @@ def _by_resamples(samples: dict[int, list[_Predictions]], resamples: int) -> dic
     }
 
 
-def _by_placements(samples: dict[int, list[_Predictions]]) -> dict[tuple[int, int], Difference]:
+def _by_placements(samples: dict[int, list[Predictions]]) -> dict[tuple[int, int], Difference]:
     first = next(iter(samples.values()))[0]
     scores = [[run.scores for run in sample if run.scores is not None] for sample in samples.values()]
     found = delong(scores, first.targets, first.patients)
@@ -176,7 +137,7 @@ def _by_placements(samples: dict[int, list[_Predictions]]) -> dict[tuple[int, in
     return {(a, b): found.difference(at[a], at[b]) for a, b in itertools.combinations(samples, 2)}
 
 
-def _by_rounds(samples: dict[int, list[_Predictions]]) -> dict[tuple[int, int], Difference]:
+def _by_rounds(samples: dict[int, list[Predictions]]) -> dict[tuple[int, int], Difference]:
     """Resample items, not patients, and each row for itself, as the paper does."""
     rounds = {}
     for row, sample in samples.items():
@@ -197,83 +158,7 @@ def _by_runs(column: Runs, metric: str, equal_variances: bool) -> Found:
     }, reasons
 
 
-def _read(run: Evaluation, metric: str) -> _Predictions:
-    """Read what a run predicted, and make sure that it gives the value of its result."""
-    if run.predictions is None:
-        raise _NotCompared("no predictions.parquet lies beside the result")
-    import pyarrow.parquet as parquet  # slow to import, and most callers of this room never need it
-
-    try:
-        stored = set(parquet.read_schema(run.predictions).names)
-        if any(name.startswith("truths_") for name in stored):
-            return _of_boxes(parquet.read_table(run.predictions, use_threads=False).to_pandas(), run, metric)
-        wanted = _columns(stored, run, metric)
-        table = parquet.read_table(run.predictions, columns=["item_id", "patient_id", *wanted], use_threads=False)
-    except _NotCompared:
-        raise
-    except Exception as error:  # pyarrow raises many kinds
-        told = " ".join(
-            str(error).replace(f"{run.predictions.parent}/", "").split()
-        )  # where they lie is nobody's business
-        raise _NotCompared(f"the predictions cannot be read ({told[:120]})") from error
-    items, patients = (np.array([str(x) for x in table.column(c).to_pylist()]) for c in ("item_id", "patient_id"))
-    order = np.argsort(items, kind="stable")
-    if len(items) == 0 or (items[order][1:] == items[order][:-1]).any():
-        raise _NotCompared("the predictions name an item twice" if len(items) else "the predictions are empty")
-    numbers = np.stack([table.column(c).to_numpy().astype(np.float64) for c in wanted], axis=1)[order]
-    scored = len(wanted) > 1
-    found = _Predictions(
-        items[order],
-        patients[order],
-        numbers[:, 1::2] if scored else np.zeros((len(items), 0)),
-        numbers[:, ::2] if scored else None,
-        numbers[:, 0],
-    )
-    _verify(found, run, metric)
-    return found
-
-
-def _of_boxes(table: Any, run: Evaluation, metric: str) -> _Predictions:
-    """Read the matches of boxes; images are the items, and how many boxes they have are the targets."""
-    from vlp_bench.metrics.detection import AVERAGED, matches_from_table, precision_statistic  # imports pandas
-
-    if metric not in AVERAGED:
-        raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
-    table = table.assign(item_id=table["item_id"].astype(str)).sort_values("item_id", ignore_index=True)
-    if table["item_id"].duplicated().any():
-        raise _NotCompared("the predictions name an item twice")
-    matches = matches_from_table(table)
-    truths = np.stack([np.where(m.known, m.truths, np.nan) for m in matches.values()], axis=1)
-    items, patients = (table[c].astype(str).to_numpy(np.str_) for c in ("item_id", "patient_id"))
-    given = partial(precision_statistic, matches, name=metric)
-    found = _Predictions(items, patients, truths, None, np.zeros(len(table)), given)
-    _verify(found, run, metric)
-    return found
-
-
-def _columns(stored: set[str], run: Evaluation, metric: str) -> list[str]:
-    """Name the columns that a metric needs: one to average, or the score and the target of each label in turn."""
-    head, _, label = metric.partition("/")
-    wanted = [f"{kind}_{name}" for name in ([label] if label else run.labels) for kind in ("score", "target")]
-    if head == "auroc" and wanted and stored.issuperset(wanted):
-        return wanted
-    if f"mean_{metric}" in stored:
-        return [f"mean_{metric}"]
-    raise _NotCompared(f"the predictions hold nothing from which {metric_name(metric)} can be resampled")
-
-
-def _verify(found: _Predictions, run: Evaluation, metric: str) -> None:
-    patients = Patients.of(found.patients)
-    try:
-        (again,) = found.statistic(patients)(np.ones((1, patients.count), np.int32))
-    except ValueError as error:
-        raise _NotCompared(f"the predictions cannot be scored: {error}") from error
-    value = run.metrics[metric].value
-    if value is not None and not math.isclose(again, value, rel_tol=1e-3, abs_tol=1e-4):
-        raise _NotCompared(f"the predictions give {again:.4f} and the result says {value:.4f}")
-
-
-def _differing(samples: Mapping[int, Sequence[_Predictions]]) -> dict[int, str]:
+def _differing(samples: Mapping[int, Sequence[Predictions]]) -> dict[int, str]:
     """Refuse the rows whose test set is not that of most runs, and say what differs."""
     keys = {row: [run.key for run in sample] for row, sample in samples.items()}
     counts: dict[str, int] = {}
@@ -291,7 +176,7 @@ def _differing(samples: Mapping[int, Sequence[_Predictions]]) -> dict[int, str]:
     return reasons
 
 
-def _what_differs(one: _Predictions, usual: _Predictions) -> str:
+def _what_differs(one: Predictions, usual: Predictions) -> str:
     shared = len(np.intersect1d(one.items, usual.items))
     if shared < max(len(one.items), len(usual.items)):
         theirs = counted(len(one.items), "test item")

@@ -6,7 +6,7 @@ from typing import Any
 from vlp_bench.metrics import variance_split
 from vlp_bench.report.boards import Board, Cell, Group, Pair, Row
 from vlp_bench.report.compare import LEVEL, STATISTICS
-from vlp_bench.report.tables import Table, detail, full_name
+from vlp_bench.report.tables import Table, cell_id, detail, full_name
 from vlp_bench.report.wording import fraction_name, listed, metric_name, number, p_value, ranks, sentence, signed
 
 PARTS = ("subset", "seed", "residual", "together")
@@ -22,12 +22,14 @@ def comparisons_table(board: Board) -> Table | None:
     ]
     if not records:
         return None
-    lines = [line for group in board.groups for f in board.fractions for line in _against_best(board, group, f)]
+    found = [line for group in board.groups for f in board.fractions for line in _against_best(board, group, f)]
+    lines, places = [line for line, _ in found], [place for _, place in found]
     columns: tuple[str, ...] = ("Backbone", "Labels", "Difference from the best", "p, Holm", "Rank")
     if len({line[1] for line in lines}) < 2:  # one fraction needs no column
         columns, lines = columns[:1] + columns[2:], [line[:1] + line[2:] for line in lines]
     title = f"{board.title}: differences of {metric_name(board.metric)}, by {STATISTICS[board.statistics]}"
-    return Table(f"{board.slug}-comparisons", title, columns, tuple(lines), tuple(records), refusals(board))
+    links = tuple(tuple(place if c.startswith("Difference") else "" for c in columns[1:]) for place in places)
+    return Table(f"{board.slug}-comparisons", title, columns, tuple(lines), tuple(records), refusals(board), links)
 
 
 def refusals(board: Board) -> tuple[str, ...]:
@@ -69,17 +71,19 @@ def spread_table(board: Board) -> Table | None:
     return Table(f"{board.slug}-spread", title, columns, tuple(lines), tuple(records), told)
 
 
-def _against_best(board: Board, group: Group, fraction: float | None) -> list[tuple[str, ...]]:
+def _against_best(board: Board, group: Group, fraction: float | None) -> list[tuple[tuple[str, ...], str]]:
+    """Lines of texts, each with the place that its row comes from."""
     column = [i for i, row in enumerate(group.rows) if fraction in row.cells]
     best = next((i for i in column if group.rows[i].cells[fraction].best), None)
     if best is None or not any(pair.fraction == fraction for pair in group.pairs):
         return []
-    lines: list[tuple[str, ...]] = []
+    lines: list[tuple[tuple[str, ...], str]] = []
     for i in column:
         cell, pair = group.rows[i].cells[fraction], group.pair(fraction, i, best)
         told = ("best", "–") if i == best else _difference_texts(pair, board.metric)
         rank = ranks(cell.rank) if cell.rank else "–"
-        lines.append((full_name(board, group, group.rows[i]), fraction_name(fraction), *told, rank))
+        texts = (full_name(board, group, group.rows[i]), fraction_name(fraction), *told, rank)
+        lines.append((texts, cell_id(board, group.rows[i], fraction)))
     return lines
 
 

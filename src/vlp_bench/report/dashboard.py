@@ -127,7 +127,7 @@ def workspace(found: Collection, all_boards: Sequence[Board], title: str, *, ent
     sections = [ws.Section(name=name, panels=panels, is_open=True) for name, panels in _curves(wr, found)]
     for board in all_boards:
         panels = [*_measures(wr, board), wr.MarkdownPanel(markdown=leaderboard_table(board).markdown())]
-        sections.append(ws.Section(name=_title(board), panels=panels, is_open=True))
+        sections.append(ws.Section(name=board.title, panels=panels, is_open=True))
     return ws.Workspace(
         entity=entity,
         project=project,
@@ -150,7 +150,7 @@ def report(found: Collection, all_boards: Sequence[Board], title: str, *, entity
         runsets = _runsets(names, cell(board.task, board.target, board.adaptation, board.protocol))
         text = leaderboard_table(board).markdown().partition("\n")[2].strip()
         grid = wr.PanelGrid(runsets=runsets, panels=_laid_out(wr, _measures(wr, board)))
-        blocks += [wr.H1(text=_title(board)), wr.MarkdownBlock(text=text), grid]
+        blocks += [wr.H1(text=board.title), wr.MarkdownBlock(text=text), grid]
     names = sorted({row(p.info.get("name"), p.info.get("variant")) for p in found.pretrainings})
     if names:
         blocks.append(wr.H1(text="Pre-training"))
@@ -168,10 +168,6 @@ def _runsets(names: Sequence[str], of: str) -> list[Any]:
     # grouped, so that runs with more and more labels make one line
     by = ["config.encoders"]
     return [wr.Runset(name=name, filters=which, groupby=by) for name, which in zip(names, chosen, strict=True)]
-
-
-def _title(board: Board) -> str:
-    return " · ".join([board.title, *([board.protocol] if board.protocol not in ("", "honest") else [])])
 
 
 def _curves(wr: ModuleType, found: Collection) -> Iterator[tuple[str, list[Any]]]:

@@ -5,15 +5,9 @@ from importlib.resources import files
 
 from vlp_bench.report.boards import BELOW, NOISE, OVERLAP, UNCLEAR, Board, Cell, Row
 from vlp_bench.report.collect import Collection
+from vlp_bench.report.leaderboards import board_section, series_colours
 from vlp_bench.report.markup import Markup, render, tag
-from vlp_bench.report.sections import (
-    board_section,
-    pictures_section,
-    pretraining_section,
-    problems_section,
-    provenance_section,
-    series_colours,
-)
+from vlp_bench.report.sections import pictures_section, pretraining_section, problems_section, provenance_section
 from vlp_bench.report.tables import interval_text
 from vlp_bench.report.wording import counted, fraction_name, listed, metric_name, number, sentence, short, words
 

@@ -11,6 +11,7 @@ from vlp_bench.report.markup import Markup, tag
 
 WIDTH = 420.0
 COLOURS = 8  # series colours in the style sheet: .c0 to .c7
+DASHED = "4 3"
 DASHES = (None, "7 3", "2 3", "9 3 2 3")
 NAME_LENGTH = 27
 
@@ -46,6 +47,7 @@ class Series:
     colour: int = 0
     dashed: bool = False
     marked: bool = True
+    marks: int | None = None  # how many of the points are marked; None marks them all
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -119,6 +121,7 @@ def line_chart(
     *,
     x_ticks: Sequence[tuple[float, str]] | None = None,
     logarithmic: bool = False,
+    y_range: tuple[float, float] | None = None,
     reference: Sequence[tuple[float, float]] = (),
     height: float = 250.0,
     x_name: str = "",
@@ -131,6 +134,7 @@ def line_chart(
         title: description for people who do not see the chart.
         x_ticks: positions and texts on the x axis; chosen when not given.
         logarithmic: space x by its logarithm (all x positive).
+        y_range: what the y axis shows at least; chosen when not given.
         reference: points of a dashed line for the trivial answer.
         height: height of the plot with its axis.
         x_name: what x counts.
@@ -139,7 +143,8 @@ def line_chart(
     scale = math.log10 if logarithmic else float
     xs = [scale(px) for s in series for px, _ in s.points]
     ys = [py for s in series for _, py in s.points] + [v for s in series for pair in s.band for v in pair]
-    y_ticks = nice_ticks(min(ys + [v for _, v in reference]), max(ys + [v for _, v in reference]), 5)
+    ys += [v for _, v in reference] + list(y_range or ())
+    y_ticks = nice_ticks(min(ys), max(ys), 5)
     if x_ticks is None and logarithmic:
         x_ticks = [(t, tick_text(t)) for t in sorted({px for s in series for px, _ in s.points})]
     elif x_ticks is None:
@@ -181,10 +186,12 @@ def _band(s: Series, x: Callable[[float], float], y: Callable[[float], float]) -
 def _line(s: Series, points: list[tuple[float, float]]) -> list[Markup]:
     """Draw one series: its line, and its markers where asked for."""
     colour = f"c{s.colour % COLOURS}"
-    dash = "4 3" if s.dashed else dash_of(s.colour) if s.marked else None
+    dash = DASHED if s.dashed else dash_of(s.colour) if s.marked else None
     drawn = [tag("polyline", points=_path(points), class_=f"line {colour}", stroke_dasharray=dash)]
     if s.marked:
-        drawn += [marker(px, py, s.colour) for px, py in points]
+        # each series at other places: markers of lines that run together stay apart
+        step = max(1, len(points) // s.marks) if s.marks else 1
+        drawn += [marker(px, py, s.colour) for px, py in points[(s.colour * step // 5) % step :: step]]
     return drawn
 
 
@@ -206,7 +213,7 @@ def marker(x: float, y: float, colour: int) -> Markup:
     return tag("path", d=MARKERS[colour % len(MARKERS)](x, y), class_=f"dot c{colour % COLOURS}")
 
 
-def swatch(colour: int | None, marked: bool = True) -> Markup:
+def swatch(colour: int | None, marked: bool = True, dashed: bool = False) -> Markup:
     """Draw the legend sample of a series, or of the trivial line for None."""
     if colour is None:
         shapes = [tag("line", x1=1.0, x2=27.0, y1=6.0, y2=6.0, class_="trivial")]
@@ -220,7 +227,7 @@ def swatch(colour: int | None, marked: bool = True) -> Markup:
                 y1=6.0,
                 y2=6.0,
                 class_=kind,
-                stroke_dasharray=dash_of(colour) if marked else None,
+                stroke_dasharray=DASHED if dashed else dash_of(colour) if marked else None,
             )
         ]
         shapes += [marker(14.0, 6.0, colour)] if marked else []

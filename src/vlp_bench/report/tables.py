@@ -22,6 +22,7 @@ from vlp_bench.report.boards import (
 )
 from vlp_bench.report.collect import Evaluation
 from vlp_bench.report.fairness import fairness
+from vlp_bench.report.latex import latex_table
 from vlp_bench.report.wording import (
     fraction_name,
     metric_name,
@@ -37,7 +38,10 @@ TIES = {NOISE: "inside the noise", OVERLAP: "intervals overlap"}
 
 @dataclass(frozen=True)
 class Table:
-    """A plain table for Markdown and CSV: the two views need not have the same layout."""
+    """A plain table for Markdown, LaTeX and the page, and its records for CSV, which need not have its layout.
+
+    `links` says where the cells of a row, after its first, come from: places of the page; empty for none.
+    """
 
     slug: str
     title: str
@@ -45,6 +49,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     records: tuple[dict[str, Any], ...] = field(default=())
     notes: tuple[str, ...] = ()
+    links: tuple[tuple[str, ...], ...] = ()
 
     def markdown(self) -> str:
         """Write the title, a pipe table if it has rows, and the notes."""
@@ -61,6 +66,10 @@ class Table:
         writer.writerows(self.records)
         return stream.getvalue()
 
+    def latex(self) -> str:
+        """Write a table environment for the package booktabs."""
+        return latex_table(self.title, self.columns, self.rows, self.notes, self.slug)
+
 
 def overall_metrics(board: Board) -> list[str]:
     """List the metrics of a board that are not about a single label, the headline first."""
@@ -75,6 +84,14 @@ def board_labels(board: Board) -> list[str]:
     runs = [run for _, _, cell in board.cells() for run in cell.runs]
     labels = dict.fromkeys(label for run in runs for label in run.labels)
     return [label for label in labels if any(f"{board.metric}/{label}" in run.metrics for run in runs)]
+
+
+def cell_id(board: Board, row: Row, fraction: float | None) -> str:
+    """Name the place of a cell's provenance; empty for what has none."""
+    rows = [r for group in board.groups for r in group.rows]
+    # by identity: rows hold arrays and dicts, and no two are the same
+    place = next((i for i, r in enumerate(rows) if r is row), None)
+    return "" if place is None else f"{board.slug}--{place + 1}-{board.fractions.index(fraction) + 1}"
 
 
 def leaderboard_table(board: Board) -> Table:
@@ -126,18 +143,19 @@ def _record(board: Board, group: Group, row: Row, fraction: float | None, cell: 
 def measures_table(board: Board) -> Table:
     """Write all overall metrics of a board: a row per backbone and fraction, a column per metric."""
     names = overall_metrics(board)
-    rows, records = [], []
+    rows, records, links = [], [], []
 
     def add(group: Group, row: Row, fraction: float | None, cells: list[Cell]) -> None:
         texts = [cell_text(cell, name) for cell, name in zip(cells, names, strict=True)]
         rows.append((full_name(board, group, row), fraction_name(fraction), *texts))
+        links.append(("", *[cell_id(board, row, fraction)] * len(names)))
         for cell, name in zip(cells, names, strict=True):
             records.append(detail(group, row, fraction, cell) | {"metric": name})
 
     for group in board.groups:
         for row in group.rows:
             for fraction, cell in row.cells.items():
-                add(group, row, fraction, [_metric_cell(cell, name) for name in names])
+                add(group, row, fraction, [metric_cell(cell, name) for name in names])
         for fraction in board.fractions:
             cells = [trivial_cell(_runs_of(group, fraction), name) for name in names]
             if any(cell.value is not None for cell in cells):
@@ -147,7 +165,8 @@ def measures_table(board: Board) -> Table:
                 named = replace(TRIVIAL_ROW, name=f"{TRIVIAL}: {words(answer)}")
                 add(group, named, fraction, [trivial_cell(runs, name, answer) for name in names])
     columns = ("Backbone", "Labels", *(sentence(metric_name(name)) for name in names))
-    return Table(f"{board.slug}-measures", f"{board.title}: all measures", columns, tuple(rows), tuple(records))
+    title = f"{board.title}: all measures"
+    return Table(f"{board.slug}-measures", title, columns, tuple(rows), tuple(records), links=tuple(links))
 
 
 def labels_table(board: Board) -> Table | None:
@@ -157,8 +176,9 @@ def labels_table(board: Board) -> Table | None:
         return None
     heads: list[tuple[Group, Row, float | None]] = []
     for group in board.groups:
-        heads += [(group, row, _largest(row.cells)) for row in group.rows]
-        heads.append((group, TRIVIAL_ROW, _largest(f for row in group.rows for f in row.cells)))
+        measured = [row for row in group.rows if row.cells[largest(row.cells)].value is not None]
+        heads += [(group, row, largest(row.cells)) for row in measured]
+        heads.append((group, TRIVIAL_ROW, largest(f for row in group.rows for f in row.cells)))
     several = len({fraction for _, _, fraction in heads}) > 1
     names = [
         full_name(board, g, r) + (f", {fraction_name(f)}" if several and not r.trivial else "") for g, r, f in heads
@@ -167,20 +187,23 @@ def labels_table(board: Board) -> Table | None:
     for label in labels:
         name = f"{board.metric}/{label}"
         cells = [
-            trivial_cell(_runs_of(g, f), name) if r.trivial else _metric_cell(r.cells[f], name) for g, r, f in heads
+            trivial_cell(_runs_of(g, f), name) if r.trivial else metric_cell(r.cells[f], name) for g, r, f in heads
         ]
         rows.append((label, _positives(board, label), *(cell_text(c, board.metric) for c in cells)))
         for group in board.groups:
             for row in group.rows:
                 for fraction, cell in row.cells.items():
-                    record = detail(group, row, fraction, _metric_cell(cell, name))
+                    record = detail(group, row, fraction, metric_cell(cell, name))
                     records.append(record | {"metric": board.metric, "label": label})
     shown = "" if several else f" at {fraction_name(heads[0][2])}"
     title = f"{board.title}: {metric_name(board.metric)} per label{shown}"
-    return Table(f"{board.slug}-labels", title, ("Label", "Positive", *names), tuple(rows), tuple(records))
+    links = (("", *(cell_id(board, r, f) for _, r, f in heads)),) * len(rows)
+    columns = ("Label", "Positive", *names)
+    return Table(f"{board.slug}-labels", title, columns, tuple(rows), tuple(records), links=links)
 
 
-def _largest(fractions: Iterable[float | None]) -> float | None:
+def largest(fractions: Iterable[float | None]) -> float | None:
+    """The largest fraction of labels; none at all (None) is less than any."""
     return max(fractions, key=lambda f: (f is not None, f))
 
 
@@ -188,7 +211,8 @@ def _runs_of(group: Group, fraction: float | None) -> list[Evaluation]:
     return [run for row in group.rows if fraction in row.cells for run in row.cells[fraction].runs]
 
 
-def _metric_cell(cell: Cell, name: str) -> Cell:
+def metric_cell(cell: Cell, name: str) -> Cell:
+    """Another metric of the runs behind a cell."""
     return average([run.metrics.get(name) for run in cell.runs], name, cell.runs)
 
 

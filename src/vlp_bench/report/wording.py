@@ -12,13 +12,14 @@ def number(value: float | None, metric: str) -> str:
     """Write a value with the decimals that its metric deserves."""
     if value is None:
         return "–"
-    return f"{value:.{1 if 'rank' in metric else 3}f}".replace("-", "\u2212")
+    text = f"{value:.{1 if 'rank' in metric else 3}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def signed(value: float | None, metric: str) -> str:
     """Write a difference with its sign."""
     text = number(value, metric)
-    return text if value is None or text.startswith("\u2212") else f"+{text}"
+    return text if value is None or text.startswith("\u2212") or float(text) == 0 else f"+{text}"
 
 
 def p_value(p: float) -> str:
@@ -43,7 +44,7 @@ def metric_name(metric: str) -> str:
 
 def words(name: str) -> str:
     """Write an identifier in words."""
-    return "VQA" if name == "vqa" else name.replace("_", " ").replace("-", " ").strip()
+    return name.upper() if name in ("vqa", "jpeg") else name.replace("_", " ").replace("-", " ").strip()
 
 
 def sentence(text: str) -> str:

@@ -18,6 +18,8 @@ from vlp_bench.errors import UserError
 from vlp_bench.types import ImageFeatures
 
 Metrics = dict[str, dict[str, Any]]
+#: By what test items are parted into groups.
+PERSON = ("view", "sex", "age")
 #: What an uncertain label counts as, by the name of the policy and of the label ("" for all others). `mixed` is what
 #: Irvin et al. (CheXpert, 2019) found best for each of its five competition labels; GLoRIA and MGCA use it.
 UNCERTAIN: dict[str, dict[str, float]] = {
@@ -195,9 +197,10 @@ class Cell:
         yield from (items[i : i + size] for i in range(0, len(items), size))
 
     def items(self, rows: np.ndarray) -> pd.DataFrame:
-        """Image rows as the items of a table of predictions: `item_id` and `patient_id`."""
+        """Image rows as the items of a table of predictions: `item_id`, `patient_id` and, where known, PERSON."""
         images = self.target.store.images["image_id"].to_numpy()[rows]
-        return pd.DataFrame({"item_id": images, "patient_id": self.target.patients(rows)})
+        persons = self.target.store.persons.iloc[rows].reset_index(drop=True)
+        return pd.DataFrame({"item_id": images, "patient_id": self.target.patients(rows)}).join(persons[list(PERSON)])
 
 
 @dataclass
@@ -221,9 +224,14 @@ class Picture:
 
 
 class Task(ABC):
-    """A downstream task; `primary` names the metric that a table shows, `learns` whether it trains on labels."""
+    """A downstream task.
+
+    `primary` names the metric that a table shows, `learns` whether it trains on labels, `rescores` whether it has
+    `rescored`.
+    """
 
     learns: bool = True
+    rescores: bool = False
 
     def __init__(self, primary: str) -> None:
         self.primary = primary
@@ -231,6 +239,10 @@ class Task(ABC):
     @abstractmethod
     def run(self, cell: Cell) -> Outcome:
         """Adapt on the training subset, choose on validation, measure on the split."""
+
+    def rescored(self, cell: Cell) -> np.ndarray:
+        """Scores (N, L) of the images of the split as `cell` shows them, by what `run` adapted and chose."""
+        raise NotImplementedError(type(self).__name__)
 
     def pictures(self, cell: Cell, outcome: Outcome, count: int) -> Iterable[Picture]:
         """At most about `count` pictures of what was found; asked for after `run`, by whoever may keep them."""

@@ -1,6 +1,7 @@
 """Findings of an image: linear probe, fine-tuning, or a logistic regression on cached features."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,8 @@ class Classification(Task):
         UserError: an unknown option.
     """
 
+    rescores = True
+
     def __init__(
         self,
         primary: str,
@@ -55,6 +58,7 @@ class Classification(Task):
             raise UserError(f"task.thresholds={thresholds}: expected validation, or a number.")
         self.positive_weight, self.thresholds, self.reads = positive_weight, thresholds, reads
         self.probe: LinearProbe | None = None
+        self.score: Callable[[Cell], np.ndarray] | None = None
 
     def run(self, cell: Cell) -> Outcome:
         """Adapt, choose, measure.
@@ -70,6 +74,7 @@ class Classification(Task):
             _require_joint(cell)
         if cell.adaptation["cached"]:
             val_scores, scores, self.probe, facts = _probe_cached(cell, train, val, test)
+            self.score = partial(_probed, self.probe)
         else:
             val_scores, scores, self.probe, facts = _train(cell, train, val, test, self)
         if isinstance(self.thresholds, str):
@@ -87,8 +92,17 @@ class Classification(Task):
             predictions_table(cell, test, scores),
             target.labels,
             facts
-            | {"train_images": len(train), "thresholds": dict(zip(target.labels, thresholds.tolist(), strict=True))},
+            | {
+                "train_images": len(train),
+                "thresholds": dict(zip(target.labels, thresholds.tolist(), strict=True)),
+                "probabilities": True,
+            },
         )
+
+    def rescored(self, cell: Cell) -> np.ndarray:
+        """By the layer that `run` fitted, float32 (N, L)."""
+        assert self.score is not None, "run comes first"
+        return self.score(cell)
 
     def pictures(self, cell: Cell, outcome: Outcome, count: int) -> list[Picture]:
         """Class activation maps of a CNN, whose pooled feature is the mean of its cells; what a ViT attends to."""
@@ -195,6 +209,11 @@ def _probe_cached(
     logits = [probe(torch.from_numpy(features[k]).double()) for k in ("val", "test")]
     scores = [_probabilities(found, multiclass).float().numpy() for found in logits]
     return scores[0], scores[1], probe, {"penalty": probe.penalty}
+
+
+def _probed(probe: LinearProbe, cell: Cell) -> np.ndarray:
+    pooled = torch.cat([f.pooled for f in cell.encode(cell.target.rows(cell.split))])
+    return _probabilities(probe(pooled.double()), cell.target.kind == "multiclass").float().numpy()
 
 
 def _spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
@@ -311,12 +330,16 @@ def _train(
     else:
         model = Classifier({"vision": encoders.vision}, encoders.vision.spec.pooled_dim, *form)
 
-    def data(rows: np.ndarray, augment: str | None) -> Dataset:
-        images = TargetImages(target, rows, cell.image_size, cell.seed, augment)
+    def data(rows: np.ndarray, augment: str | None, cell: Cell = cell) -> Dataset:
+        images = TargetImages(cell.target, rows, cell.image_size, cell.seed, augment)
         return images if task.reads == "image" else _with_reports(cell, images)
 
+    def score(rows: np.ndarray, cell: Cell = cell) -> np.ndarray:
+        return torch.cat([p for p, _ in predict(cell, model, data(rows, None, cell))]).numpy()
+
     facts = fit(cell, model, data(train, options["augment"]), data(val, None))
-    found = [torch.cat([p for p, _ in predict(cell, model, data(rows, None))]).numpy() for rows in (val, test)]
+    found = [score(rows) for rows in (val, test)]
+    task.score = lambda other: score(test, other)
     # of image and report together there is no map of the image
     probe = model.probe() if task.reads == "image" else None
     return found[0], found[1], probe, facts

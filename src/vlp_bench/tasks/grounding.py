@@ -225,12 +225,5 @@ def _better(one: Metrics, other: Metrics) -> Metrics:
 
 
 def _table(cell: Cell, items: Items, labels: Sequence[str]) -> pd.DataFrame:
-    images = cell.target.store.images["image_id"].to_numpy()[items.rows]
-    names = [labels[i] for i in items.labels]
-    return pd.DataFrame(
-        {
-            "item_id": [f"{image}/{name}" for image, name in zip(images, names, strict=True)],
-            "patient_id": cell.target.patients(items.rows),
-            "label": names,
-        }
-    )
+    table = cell.items(items.rows).assign(label=[labels[i] for i in items.labels])
+    return table.assign(item_id=table["item_id"] + "/" + table["label"])

@@ -106,7 +106,7 @@ class VQA(Task):
         return Outcome(
             mean_entries(columns, patients, cell.resamples),
             mean_entries(accuracy_columns(np.array(guesses, np.float32), test["type"]), patients, cell.resamples),
-            _predictions(test, [answers[i] for i in chosen], columns),
+            _predictions(cell, test, [answers[i] for i in chosen], columns),
             [],
             facts,
         )
@@ -268,8 +268,12 @@ def _most_common(scores: Iterable[Mapping[str, float]]) -> str:
     return min(total, key=lambda answer: (-total[answer], answer)) if total else ""
 
 
-def _predictions(items: pd.DataFrame, answered: list[str], columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    table = items[["image_id", "patient_id", "question", "type", "answer"]].assign(answered=answered)
+def _predictions(
+    cell: Cell, items: pd.DataFrame, answered: list[str], columns: Mapping[str, np.ndarray]
+) -> pd.DataFrame:
+    asked = items[["question", "type", "answer"]].reset_index(drop=True)
+    table = cell.items(items["row"].to_numpy()).rename(columns={"item_id": "image_id"}).join(asked)
+    table = table.assign(answered=answered)
     number = table.groupby("image_id").cumcount()
     table.insert(0, "item_id", table["image_id"] + "/" + number.astype(str))
     return table.assign(**{f"mean_{name}": values for name, values in columns.items()})

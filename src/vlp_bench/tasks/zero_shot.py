@@ -98,6 +98,7 @@ class ZeroShot(Task):
     """
 
     learns = False
+    rescores = True
 
     def __init__(
         self,
@@ -133,6 +134,7 @@ class ZeroShot(Task):
         target.require_both_classes(test, cell.split)
         on_val, on_test = (self._scores(cell, rows, sets) for rows in (val, test))
         chosen = max(self.prompts, key=lambda name: _quality(on_val[name], target.targets[val], multiclass))
+        self.chosen = next(s for s in sets if s.name == chosen)
         patients = target.patients(test)
         common: dict[str, Any] = {"labels": target.labels, "kind": target.kind, "resamples": cell.resamples}
         measured = {
@@ -150,11 +152,16 @@ class ZeroShot(Task):
             target.labels,
             {
                 "chosen_prompts": chosen,
+                "probabilities": multiclass,
                 "prompts": {s.name: s.texts for s in sets},
                 "by_prompts": {name: {k: found[k] for k in whole} for name, found in measured.items()},
             }
             | ({"agreement": agreement(on_test[chosen], target.targets[test])} if multiclass else {}),
         )
+
+    def rescored(self, cell: Cell) -> np.ndarray:
+        """By the prompt set that validation chose, float32 (N, L)."""
+        return self._scores(cell, cell.target.rows(cell.split), [self.chosen])[self.chosen.name]
 
     @torch.inference_mode()
     def _scores(self, cell: Cell, rows: np.ndarray, sets: Sequence[Prompts]) -> dict[str, np.ndarray]:
