@@ -94,3 +94,21 @@ def test_two_machines_of_one_process_each_are_one_run(here):
     assert codes == [0, 0], "".join((here / f"node{n}.txt").read_text()[-2000:] for n in range(2))
     (record,) = records(here)
     assert record["training"]["steps"] == 4
+
+
+PLAN = """
+name: two
+common: [trainer=smoke, vision=tiny, data.studies=48, data.batch_size=4, target.studies=60]
+pretrain: {{convirt: [method=convirt, {devices}]}}
+pretrain_seeds: [0, 1]
+evaluate: {{probe: {{backbones: [convirt], overrides: [task=classification, adaptation=probe_cached]}}}}
+"""
+
+
+def test_a_plan_pre_trains_on_several_devices_one_run_after_another(here):
+    devices = "trainer.strategy=ddp, trainer.devices=2, trainer.accelerator=cpu, trainer.max_steps=1"
+    (here / "mine" / "plan").mkdir(parents=True)
+    (here / "mine" / "plan" / "two.yaml").write_text(PLAN.format(devices=devices))
+    assert run_cli("benchmark", "--config-dir", "mine", "plan=two", "estimate=false") == 0
+    assert len(list(here.glob("runs/benchmark/two/pretrain/*/run.json"))) == 2
+    assert len(list(here.glob("runs/benchmark/two/evaluate/*/result.json"))) == 2

@@ -1,7 +1,6 @@
 """`hydra/launcher=vlp_bench`: every job of `-m` is a fresh process, in a ledger (`vlp_bench.engine.sweep`)."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ class VlpBenchLauncher(Launcher):
 
     def _job(self, overrides: tuple[str, ...], config: DictConfig, visible: int) -> Any:
         """What is to be run for a configuration; one whose directory cannot be named has the reason."""
-        from vlp_bench.engine.sweep import PRODUCTS, Job, gpus_needed
+        from vlp_bench.engine.sweep import PRODUCTS, Job, command, gpus_needed
         from vlp_bench.errors import UserError
         from vlp_bench.files import digest
 
@@ -110,9 +109,8 @@ class VlpBenchLauncher(Launcher):
             reason = str(error.__cause__ or error).splitlines()[0]
             name = f"{config.verb}-{digest(sorted(overrides), 8)}"
             return Job(name, number, overrides, Path(), (), refused=reason)
-        command = [sys.executable, "-m", "vlp_bench", config.verb, *self._options(), *overrides]
-        command.append("hydra.run.dir='" + str(directory).replace("'", "\\'") + "'")
-        return Job(directory.name, number, overrides, directory, tuple(command), PRODUCTS.get(config.verb), gpus)
+        asked = command(config.verb, [*self._options(), *overrides], directory)
+        return Job(directory.name, number, overrides, directory, asked, PRODUCTS.get(config.verb), gpus)
 
     def _options(self) -> list[str]:
         """What the command line says beside the task's overrides, for each job."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from vlp_bench.config import compose_verb, plain, run_name
-from vlp_bench.engine import evaluate, pretrain, projection
+from vlp_bench.engine import evaluate, pretrain, projection, sweep
 from vlp_bench.engine.progress import bars, console, counted
 from vlp_bench.errors import Interrupted, NotApplicable, UserError
 
@@ -28,11 +28,14 @@ class Job:
     def compose(
         self, runs: Path, cache: Path, config_dir: Path | None, asked: Sequence[str] = ()
     ) -> tuple[DictConfig, Path]:
-        """Its configuration and its directory; of overrides of one key the last counts, `asked` after the plan's."""
-        paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
-        last = {override.partition("=")[0]: override for override in (*self.overrides, *asked, *paths)}
-        cfg = _composed(self.verb, tuple(last.values()), config_dir)
+        """Its configuration and its directory."""
+        cfg = _composed(self.verb, self.arguments(runs, cache, asked), config_dir)
         return cfg, runs / self.verb / run_name(cfg)
+
+    def arguments(self, runs: Path, cache: Path, asked: Sequence[str] = ()) -> tuple[str, ...]:
+        """Its overrides; of those of one key the last counts, `asked` after the plan's."""
+        paths = [f"paths.output_root={runs}", f"paths.cache={cache}"]
+        return tuple({o.partition("=")[0]: o for o in (*self.overrides, *asked, *paths)}.values())
 
 
 @cache
@@ -102,8 +105,8 @@ def planned(
 class _Runner:
     """Runs jobs and keeps what failed; `gone` are optional backbones that could not be had, with the reason."""
 
-    def __init__(self, *where: Any) -> None:
-        self.where = where
+    def __init__(self, runs: Path, cache: Path, config_dir: Path | None, asked: Sequence[str]) -> None:
+        self.where = (runs, cache, config_dir, asked)
         self.failed: list[tuple[Job, str]] = []
         self.gone: dict[str, str] = {}
 
@@ -131,8 +134,22 @@ class _Runner:
         if absent := projection.missing_data(cfg):
             self.failed.append((job, f"its data is not there ({absent})"))
             return False
-        verb.run(cfg, out)
+        if job.verb == "pretrain" and (cfg.trainer.devices != 1 or cfg.trainer.num_nodes != 1):
+            self._run_apart(job, out)
+        else:
+            verb.run(cfg, out)
         return True
+
+    def _run_apart(self, job: Job, out: Path) -> None:
+        """Run it in processes of its own: Lightning starts those of further devices by the whole command line."""
+        runs, cache, config_dir, asked = self.where
+        options = ["--config-dir", str(config_dir)] if config_dir else []
+        arguments = job.arguments(runs, cache, asked)
+        command = sweep.command(job.verb, [*options, *arguments], out)
+        apart = sweep.Job(out.name, 0, arguments, out, command, sweep.PRODUCTS[job.verb])
+        (record,) = sweep.Runner(sweep.Ledger(runs / "sweeps" / runs.name), sweep.Machine(), retries=0).run([apart])
+        if record["state"] != "done":
+            raise UserError(f"{record['reason']} ({record['log']})")
 
     def say(self) -> None:
         """What failed, once for all jobs with the same reason."""

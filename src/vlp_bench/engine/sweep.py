@@ -9,6 +9,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -125,6 +126,12 @@ class Ledger:
             yield
         finally:
             os.close(handle)
+
+
+def command(verb: str, arguments: Sequence[str], directory: Path) -> tuple[str, ...]:
+    """What runs a verb in a process of its own, into `directory`."""
+    quoted = str(directory.absolute()).replace("'", "\\'")
+    return (sys.executable, "-m", "vlp_bench", verb, *arguments, f"hydra.run.dir='{quoted}'")
 
 
 def take(lock: Path) -> int | None:
