@@ -19,6 +19,7 @@ VERBS = {
     "benchmark": ("run a plan of many cells, with its report", "vlp_bench.engine.benchmark:benchmark"),
     "report": ("run folders to one self-contained page", "vlp_bench.engine.tools:report"),
     "compare": ("our cells beside published numbers", "vlp_bench.engine.compare:compare"),
+    "import": ("a published checkpoint to a bundle", "vlp_bench.engine.importing:import_checkpoint"),
     "export": ("write a bundle to a folder of its own", "vlp_bench.engine.tools:export"),
     "embed": ("features of new images to a table", "vlp_bench.engine.tools:embed"),
     "doctor": (

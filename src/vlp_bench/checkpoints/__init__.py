@@ -1,0 +1,1 @@
+"""Checkpoints that others published, under our names."""
