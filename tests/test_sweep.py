@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import sweeping
 from helpers import run_cli
+from omegaconf import OmegaConf
 from sweeping import begun, job, run, states
 
 from vlp_bench.config import compose_verb, plain
 from vlp_bench.engine import sweep
+from vlp_bench.engine.callbacks import Study
 from vlp_bench.engine.sweep import Ledger, Machine
 from vlp_bench.errors import Interrupted, UserError
 
@@ -231,3 +233,23 @@ def test_the_objective_is_what_the_run_measured(tmp_path):
     (tmp_path / "result.json").write_text(json.dumps(result))
     assert sweep.objective(tmp_path, None, "maximize") == 0.75
     assert sweep.objective(tmp_path, "f1", "maximize") is None
+
+
+def test_a_search_whose_launcher_was_killed_runs_the_lost_trial_first_and_counts_what_is_finished(tmp_path):
+    optuna = pytest.importorskip("optuna", reason="the extra optuna is not installed")
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    about = {"storage": storage, "study_name": "rates", "n_trials": 5}
+    cfg = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}, "sweeper": about}})
+    study = optuna.create_study(storage=storage, study_name="rates")
+    values = []
+    for lr in (0.1, 0.2):
+        trial = study.ask()
+        values.append(trial.suggest_float("lr", 0.0, 1.0))
+        if lr == 0.1:
+            study.tell(trial, lr)
+    Study().on_multirun_start(cfg)
+    assert cfg.hydra.sweeper.n_trials == 4  # one of five is finished
+    assert study.ask().suggest_float("lr", 0.0, 1.0) == values[1]
+    cfg.hydra.sweeper.n_trials = 1
+    Study().on_multirun_start(cfg)
+    assert cfg.hydra.sweeper.n_trials == 0

@@ -1,6 +1,7 @@
 """What Hydra calls between composing and running, where a launcher or a sweeper of somebody else needs it."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ class Study(Callback):
         study = optuna.load_study(about.study_name, about.storage)
         for trial in study.get_trials(states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
-            study.enqueue_trial(trial.params)
+            with warnings.catch_warnings():
+                # experimental in the Optuna that the sweeper needs, and as it is in all later ones
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                study.enqueue_trial(trial.params)
         with read_write(about):
             about.n_trials = max(0, about.n_trials - len(study.get_trials(states=(TrialState.COMPLETE,))))
