@@ -11,6 +11,7 @@ from harness import Results, Vector, adapter, default_tolerance, float32_inside
 from torch import Tensor, nn
 from two_ranks import sinkhorn_on_two
 
+from vlp_bench.checkpoints.layouts import LAYOUTS, linear
 from vlp_bench.data.images import center_crop, to_square
 from vlp_bench.data.reports import clean_alphanumeric, count_words, last_section, sections, select_text
 from vlp_bench.encoders import text as text_encoder
@@ -59,6 +60,10 @@ def official(file: Vector, width: int, prototypes: int) -> MGCA:
 
 
 TEMPERATURES = {"instance": "softmax", "token": "local", "prototype": "proto"}
+
+
+#: How `vlp-bench import` names what an official checkpoint holds; the official weights below pass through it.
+LAYOUT = next(layout for layout in LAYOUTS if layout.name == "mgca_vit")
 
 
 def leaf(file: Vector, name: str, dtype: torch.dtype) -> Tensor:
@@ -229,9 +234,8 @@ def text_encoder_(file: Vector) -> Results:
     )
     config = file.meta["config"]
     backbone = text_backbone(config["vocab_size"], **{k: config[k] for k in fields}).eval()
-    # Parts that the authors' BERT carries and does not use.
-    unused = ("crossattention", "position_ids")
-    state = {k: v for k, v in file.weights().items() if not any(u in k for u in unused)}
+    named = {f"text_encoder_q.model.{k}": v for k, v in file.weights().items()}
+    state = {new: named[old] for old, new in LAYOUT.texts(named).items()}
     types = "embeddings.token_type_embeddings.weight"
     backbone.bert.load_state_dict(state | {types: backbone.bert.state_dict()[types]})
     index = tokens(file.tensor("in_ids"), file.tensor("in_is_continuation"), file.meta)
@@ -268,7 +272,8 @@ def vit(file: Vector) -> Results:
             "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / width,
         },
     ).eval()
-    backbone.trunk.load_state_dict(weights)
+    named = {f"img_encoder_q.model.{k}": v for k, v in weights.items()}
+    backbone.trunk.load_state_dict({new: named[old] for old, new in LAYOUT.vision(named).items()})
     last = backbone.trunk.blocks[-1].attn
     seen: list[Tensor] = []
     last.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -283,8 +288,8 @@ def vit(file: Vector) -> Results:
 
 
 def head(file: Vector) -> Results:
-    # A convolution of kernel size 1 is the linear layer of its squeezed weight.
-    state = {k: v.squeeze(-1) if v.ndim == 3 else v for k, v in file.weights().items()}
+    named = {f"img_encoder_q.local_embed.{k}": v for k, v in file.weights().items()}
+    state = linear({new.removeprefix("patch."): named[old] for old, new in LAYOUT.heads_of(named).items()})
     hidden, inputs = state["head.0.weight"].shape
     module = ProjectionHead(inputs, hidden, state["head.3.weight"].shape[0])
     module.load_state_dict(state)

@@ -10,6 +10,7 @@ from harness import Results, Vector, adapter, default_tolerance
 from mgca import text_backbone
 from torch import Tensor, nn
 
+from vlp_bench.checkpoints.layouts import LAYOUTS
 from vlp_bench.data.datamodule import assemble_glued
 from vlp_bench.data.reports import one_line, sections
 from vlp_bench.data.tokenization import Tokenizer
@@ -46,16 +47,11 @@ def padded(rows: list[Tensor]) -> Sentences:
     return Sentences(vectors, mask)
 
 
+#: how `vlp-bench import` names what an official checkpoint holds
+LAYOUT = next(layout for layout in LAYOUTS if layout.name == "prior")
 #: names of the authors' modules (second column) under ours
 RENAMED = [
-    (r"^local_cross_attention\.(query|key|value)1", r"heads.attention.image_\1"),
-    (r"^local_cross_attention\.(query|key|value)2", r"heads.attention.text_\1"),
-    (r"^global_image_projection", "heads.image"),
-    (r"^local_image_projection", "heads.patch"),
-    (r"^local_text_projection", "heads.word"),
-    (r"^global_text_attention", "heads.report_pool"),
-    (r"^sentence_bank\.embed\.weight", "heads.bank.vectors"),
-    (r"^logit_scale", "heads.log_scale"),
+    *((old, f"heads.{new}") for old, new in LAYOUT.aligner),
     (r"^local_logit_scale", "sentence_log_scale"),
     (r"^prototype_queries", "sentence_decoder.queries"),
     (r"blocks\.(\d+)\.conv1\.0", r"blocks.\1.0"),

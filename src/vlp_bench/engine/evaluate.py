@@ -179,7 +179,7 @@ def _exposure(cfg: DictConfig, store: PreparedData, encoders: Encoders) -> Itera
     """Why the encoders, or what is trained on them, may have seen test images before."""
     data = encoders.meta.get("data") or {}
     target = cfg.target.name
-    for name in dict.fromkeys([*([data["name"]] if data else []), *cfg.exposure]):
+    for name in dict.fromkeys([*([data["name"]] if data.get("name") else []), *cfg.exposure]):
         if name == target and name not in cfg.exposure and data.get("split") == store.split:
             continue  # its training images alone
         if why := overlap(name, target):
